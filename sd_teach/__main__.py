@@ -1,0 +1,133 @@
+"""The command line: `python -m sd_teach "a cat"` writes a picture, prints its path, and shows progress on stderr."""
+
+import argparse
+import os
+import random
+import sys
+import warnings
+from pathlib import Path
+
+EPILOG = """\
+examples:
+  python -m sd_teach "a cat"
+  python -m sd_teach "a pizza on a blue background" --seed 7 --n 3 --out pizza.png
+  python -m sd_teach "a rocket" --negative "a blue background" --scale 5 --steps 50
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """One line instead of the usage; exit code 2."""
+        self.exit(2, f"sd-teach: {message} (--help lists the options)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="sd-teach",
+        description="Make a picture of a prompt with Stable Diffusion: the bundled miniature, or the real weights.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("prompt", help="what to draw; may be empty")
+    parser.add_argument("--negative", default="", metavar="TEXT", help="what to move away from")
+    parser.add_argument("--scale", type=float, metavar="S", help="guidance scale, 0 or more (the model's default: 7.5)")
+    parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps, 1 to 1000 (default: 20)")
+    parser.add_argument(
+        "--eta", type=float, default=0.0, help="fresh noise in each step, 0 DDIM to 1 DDPM (default: 0)"
+    )
+    parser.add_argument("--seed", type=int, default=12345, help="-1: random, and printed (default: %(default)s)")
+    parser.add_argument("--n", type=int, default=1, help="number of images, of seeds seed, seed + 1, ... (default: 1)")
+    parser.add_argument("--width", type=int, metavar="PIXELS", help="default: what the model was trained at")
+    parser.add_argument("--height", type=int, metavar="PIXELS", help="default: what the model was trained at")
+    parser.add_argument("--model", default="tiny", help="tiny, a model folder, or a .safetensors file (default: tiny)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the fastest present)")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the UNet and text encoder"
+    )
+    parser.add_argument("--out", type=Path, default=Path("out.png"), help="PNG file to write (default: out.png)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 with one clear line on stderr for bad input."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    try:
+        outputs = _outputs(options.out, options.n)
+        run(options, outputs)
+    except ValueError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("interrupted, nothing written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(options: argparse.Namespace, outputs: list[Path]) -> None:
+    """Make the pictures of the options and write them to `outputs`."""
+    # heavy imports only now, so that --help and a wrong option answer at once
+    import torch
+    from PIL.PngImagePlugin import PngInfo
+    from tqdm import tqdm
+
+    from sd_teach.pipeline import StableDiffusion
+
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    seed = options.seed
+    if seed == -1:
+        seed = random.randrange(2**32)
+        print(f"seed {seed}", file=sys.stderr)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
+    sd = StableDiffusion.from_pretrained(options.model, options.device, dtype)
+    defaults = sd.model.config.defaults
+    settings = {
+        "steps": defaults.steps if options.steps is None else options.steps,
+        "guidance_scale": defaults.guidance_scale if options.scale is None else options.scale,
+        "width": defaults.image_size if options.width is None else options.width,
+        "height": defaults.image_size if options.height is None else options.height,
+        "eta": options.eta,
+    }
+    with tqdm(total=settings["steps"], desc="denoising", unit="step", file=sys.stderr) as bar:
+        result = sd.text_to_image(
+            options.prompt,
+            options.negative,
+            seed=seed,
+            num_images=options.n,
+            callback=lambda state: bar.update(),
+            **settings,
+        )
+    for path, image, image_seed in zip(outputs, result.images, result.seeds, strict=True):
+        info = PngInfo()
+        texts = {"prompt": options.prompt, "negative_prompt": options.negative, "seed": image_seed, **settings}
+        for key, value in {**texts, "model": options.model, "model_sha256": sd.digest}.items():
+            info.add_itxt(key, str(value))
+        _write(path, image, info)
+        print(path)
+
+
+def _outputs(out: Path, n: int) -> list[Path]:
+    """x.png, x-1.png, ...: one path an image, known to be writable before any work."""
+    if n < 1:
+        raise ValueError(f"--n must be at least 1, got {n}")
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must be a .png file, got {out}")
+    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise ValueError(f"cannot write {out}: {'it is a folder' if out.is_dir() else 'no folder there to write to'}")
+    return [out if k == 0 else out.with_stem(f"{out.stem}-{k}") for k in range(n)]
+
+
+def _write(path: Path, image, info) -> None:
+    """Under a temporary name first, so that no reader ever sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        image.save(temporary, "PNG", pnginfo=info)
+        temporary.replace(path)
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

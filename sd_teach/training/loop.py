@@ -1,0 +1,175 @@
+"""What the three trainings share: a run's folder, exact resumption, the optimisation loop, the options.
+
+Runs live outside the checkout, in `$SD_TEACH_RUNS` (default `~/.cache/sd_teach/runs`), one folder each:
+`checkpoint.pt` (weights, their moving average, optimiser, step), `log.jsonl` (a line a checkpoint) and `samples/`.
+All randomness of step i comes from a generator seeded with i, so a resumed run repeats an unbroken one exactly.
+"""
+
+import argparse
+import copy
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from sd_teach import ASSETS
+from sd_teach.checkpoint import check_names, load_model
+from sd_teach.pipeline import cpu_has_bf16, fastest_device
+
+
+def runs_folder() -> Path:
+    """Where runs and downloaded pictures live."""
+    return Path(os.environ.get("SD_TEACH_RUNS", "~/.cache/sd_teach/runs")).expanduser()
+
+
+def parser(description: str, *, run: str, steps: int, batch: int, lr: float) -> argparse.ArgumentParser:
+    """The options every training command has, with this training's defaults."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--run", default=run, help="name of the run's folder; an existing run is resumed")
+    options.add_argument("--steps", type=int, default=steps, help="length of the whole run, resumed part included")
+    options.add_argument("--batch", type=int, default=batch, help="pictures a step")
+    options.add_argument("--lr", type=float, default=lr, help="peak learning rate")
+    options.add_argument("--every", type=int, default=1000, help="steps between checkpoints, metrics and samples")
+    options.add_argument("--device", default=fastest_device(), help="cpu, cuda or mps")
+    options.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 where the hardware has it")
+    options.add_argument("--fresh", action="store_true", help="start from random weights, not from assets/tiny")
+    return options
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int = 300) -> float:
+    """Linear warm-up, constant until half of the run, then linear to 5 % of the peak."""
+    decay = max(0.05, 1.0 - 0.95 * max(0.0, 2.0 * step / steps - 1.0))
+    return peak * min(1.0, (step + 1) / warmup) * decay
+
+
+class Run:
+    """A run's folder: atomic checkpoints, a log, sample pictures."""
+
+    def __init__(self, name: str):
+        self.folder = runs_folder() / name
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        self.checkpoint = self.folder / "checkpoint.pt"
+
+    def save(self, **state) -> None:
+        temporary = self.checkpoint.with_suffix(".tmp")
+        torch.save(state, temporary)
+        temporary.replace(self.checkpoint)
+
+    def load(self) -> dict | None:
+        if not self.checkpoint.exists():
+            return None
+        return torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+
+    def log(self, **numbers) -> None:
+        with (self.folder / "log.jsonl").open("a") as file:
+            file.write(json.dumps(numbers) + "\n")
+
+    def settings(self) -> dict[str, int]:
+        """Steps done so far and pictures a step."""
+        state = self.load() or {}
+        return {name: state.get(name, 0) for name in ("step", "batch")}
+
+
+def start_from_bundled(module: nn.Module, part: str) -> None:
+    """Give a module the weights of its part of assets/tiny ("first_stage_model." and so on), if there are any.
+
+    Raises ValueError where assets/tiny is damaged or holds a network of another shape.
+    """
+    if (ASSETS / "tiny" / "config.json").exists():
+        state = load_model("tiny")[0].state_dict()
+        _load(module, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}, "assets/tiny")
+
+
+def load_trained(module: nn.Module, run: str, part: str, inside: str = "") -> None:
+    """Give a module the averaged weights of a run, or those of its part of assets/tiny where there is no such run.
+
+    inside: what the names begin with in the run, where the module was a part of what was trained.
+    """
+    if state := Run(run).load():
+        weights = {k.removeprefix(inside): v for k, v in state["average"].items() if k.startswith(inside)}
+        _load(module, weights, f"run {run!r}")
+    else:
+        start_from_bundled(module, part)
+
+
+def _load(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    check_names({k: v.shape for k, v in module.state_dict().items()}, {k: v.shape for k, v in weights.items()}, where)
+    module.load_state_dict(weights)
+
+
+def train(
+    run: Run,
+    model: nn.Module,
+    loss_at: Callable[[torch.Generator], Tensor],
+    evaluate: Callable[[nn.Module, int], dict[str, float]],
+    options: argparse.Namespace,
+    *,
+    average_decay: float = 0.9995,
+) -> nn.Module:
+    """Train to `options.steps`, resuming the run if there is one; Ctrl-C or SIGTERM stops with a checkpoint.
+
+    `loss_at(generator)` draws its batch from the generator and returns the loss; `evaluate(average, step)` gets the
+    model with averaged weights, may write samples, and returns numbers for the log. Returns that averaged model.
+    """
+    device, precision = options.device, options.precision or _precision(options.device)
+    model.to(device).train()
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    first = 0
+    if state := run.load():
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimiser.load_state_dict(state["optimiser"])
+        first = state["step"]
+    stopped = []
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, lambda *_: stopped.append(True))
+
+    weights, averages = list(model.state_dict().values()), list(average.state_dict().values())
+    bar = tqdm(range(first, options.steps), initial=first, total=options.steps, desc=options.run, mininterval=2.0)
+    smoothed = None
+    for step in bar:
+        generator = torch.Generator().manual_seed(step)
+        torch.manual_seed(step)
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(step, options.steps, options.lr)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = loss_at(generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        # the average follows closely at first, then ever more slowly: min(decay, (1 + i) / (10 + i))
+        torch._foreach_lerp_(averages, weights, 1.0 - min(average_decay, (1 + step) / (10 + step)))
+        smoothed = loss.detach() if smoothed is None else torch.lerp(smoothed, loss.detach(), 0.02)
+        if step % 50 == 0:
+            bar.set_postfix(loss=f"{smoothed.item():.4f}")
+        done = step + 1
+        if stopped or done % options.every == 0 or done == options.steps:
+            run.save(
+                model=model.state_dict(),
+                average=average.state_dict(),
+                optimiser=optimiser.state_dict(),
+                step=done,
+                batch=options.batch,
+            )
+            if stopped:
+                bar.close()
+                print(f"stopped after step {done}; the same command resumes", flush=True)
+                raise SystemExit(0)
+            numbers = evaluate(average, done)
+            run.log(step=done, loss=round(smoothed.item(), 5), **numbers)
+            tqdm.write(
+                f"step {done}: loss {smoothed.item():.4f} " + " ".join(f"{k} {v:.3f}" for k, v in numbers.items())
+            )
+    return average
+
+
+def _precision(device: str) -> str:
+    return "bf16" if device == "cuda" or (device == "cpu" and cpu_has_bf16()) else "fp32"
