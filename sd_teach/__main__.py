@@ -1,6 +1,7 @@
 """The command line: `python -m sd_teach "a cat"` writes a picture, prints its path, and shows progress on stderr."""
 
 import argparse
+import contextlib
 import os
 import random
 import sys
@@ -58,6 +59,10 @@ def main(argv: list[str] | None = None) -> int:
         run(options, outputs)
     except ValueError as error:
         parser.error(str(error))
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        parser.error("not enough memory for pictures of this size and number")
     except KeyboardInterrupt:
         print("interrupted, nothing written", file=sys.stderr)
         return 130
@@ -71,6 +76,7 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
     from PIL.PngImagePlugin import PngInfo
     from tqdm import tqdm
 
+    from sd_teach.checkpoint import model_digest
     from sd_teach.pipeline import StableDiffusion
 
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
@@ -88,19 +94,23 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
         "height": defaults.image_size if options.height is None else options.height,
         "eta": options.eta,
     }
-    with tqdm(total=settings["steps"], desc="denoising", unit="step", file=sys.stderr) as bar:
-        result = sd.text_to_image(
-            options.prompt,
-            options.negative,
-            seed=seed,
-            num_images=options.n,
-            callback=lambda state: bar.update(),
-            **settings,
-        )
+    bar = None
+
+    def step_done(state) -> None:
+        nonlocal bar
+        # the bar appears with the first step, so that an error before it stays the only line
+        bar = bar or tqdm(total=settings["steps"], desc="denoising", unit="step")
+        bar.update()
+
+    result = sd.text_to_image(
+        options.prompt, options.negative, seed=seed, num_images=options.n, callback=step_done, **settings
+    )
+    bar.close()
+    told = {"prompt": options.prompt, "negative_prompt": options.negative, **settings}
+    told |= {"model": options.model, "model_sha256": model_digest(options.model)}
     for path, image, image_seed in zip(outputs, result.images, result.seeds, strict=True):
         info = PngInfo()
-        texts = {"prompt": options.prompt, "negative_prompt": options.negative, "seed": image_seed, **settings}
-        for key, value in {**texts, "model": options.model, "model_sha256": sd.digest}.items():
+        for key, value in {**told, "seed": image_seed}.items():
             info.add_itxt(key, str(value))
         _write(path, image, info)
         print(path)
@@ -112,9 +122,15 @@ def _outputs(out: Path, n: int) -> list[Path]:
         raise ValueError(f"--n must be at least 1, got {n}")
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out must be a .png file, got {out}")
-    if out.is_dir() or not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise ValueError(f"cannot write {out}: {'it is a folder' if out.is_dir() else 'no folder there to write to'}")
-    return [out if k == 0 else out.with_stem(f"{out.stem}-{k}") for k in range(n)]
+    if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
+        raise ValueError(f"cannot write {out}: there is no folder {out.parent} that can be written to")
+    if len(out.name) > 200:
+        raise ValueError(f"cannot write {out}: the name is too long")
+    paths = [out if k == 0 else out.with_stem(f"{out.stem}-{k}") for k in range(n)]
+    for path in paths:
+        if os.path.isdir(path):
+            raise ValueError(f"cannot write {path}: it is a folder")
+    return paths
 
 
 def _write(path: Path, image, info) -> None:
@@ -124,9 +140,10 @@ def _write(path: Path, image, info) -> None:
         image.save(temporary, "PNG", pnginfo=info)
         temporary.replace(path)
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {error.strerror}") from None
+        raise ValueError(f"cannot write {path}: {error.strerror or error}") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 if __name__ == "__main__":

@@ -41,41 +41,40 @@ EXTRA_NAMES = {
 }
 
 
-def load_model(name: str | Path = "tiny", dtype: torch.dtype = torch.float32) -> tuple[LatentDiffusion, str]:
-    """Load a model, frozen and on the CPU, and the sha256 of its weights.
+def load_model(name: str | Path = "tiny", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
+    """Load a model, frozen and on the CPU.
 
     name: "tiny", a folder written by save_model, or a .safetensors file of Stable Diffusion v1.5.
     dtype: of the UNet and the text encoder; the VAE is float32 always.
 
     Raises ValueError, naming the file and what is wrong with it, for anything that is not exactly such a model.
     """
-    path = ASSETS / "tiny" if name == "tiny" else Path(name)
-    if not path.exists():
-        raise ValueError(f'no model at "{name}": give tiny, a model folder, or a .safetensors file')
-    if path.is_dir():
-        config = _read_config(path / "config.json")
-        files = _shards(path)
-    elif path.suffix == ".safetensors":
-        config, files = ModelConfig(), [path]
-    else:
-        raise ValueError(f"{path} is neither a model folder nor a .safetensors file")
-
+    path, config, files = _find(name)
     state = {}
     for file in files:
         try:
             state |= load_file(file)
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} cannot be read as safetensors, get it again: {error}") from None
-    digest = _check_sums(path, files)
-
-    with torch.device("meta"):  # shapes only: no memory, no time spent on random weights
-        model = LatentDiffusion(config)
+    if path.is_dir():
+        _check_sums(files)
+    try:
+        with torch.device("meta"):  # shapes only: no memory, no time spent on random weights
+            model = LatentDiffusion(config)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise ValueError(f"{path / 'config.json'} describes no network that can be built: {error}") from None
+    _check_schedule(state, model, path)
     state = {k: v for k, v in state.items() if k not in EXTRA_NAMES}
     check_names({k: v.shape for k, v in model.state_dict().items()}, {k: v.shape for k, v in state.items()}, path)
     for key in state:
         state[key] = state[key].to(torch.float32 if key.startswith("first_stage_model.") else dtype)
     model.load_state_dict(state, strict=True, assign=True)
-    return model.eval().requires_grad_(False), digest
+    return model.eval().requires_grad_(False)
+
+
+def model_digest(name: str | Path = "tiny") -> str:
+    """The sha256 over a model's weight files, in the order of their names; takes seconds for the real model."""
+    return _sha256(_find(name)[2])
 
 
 def save_model(model: LatentDiffusion, folder: Path) -> None:
@@ -110,6 +109,18 @@ def check_names(expected: dict[str, torch.Size], found: dict[str, torch.Size], w
         raise ValueError(f"{where} does not hold this model; {'; '.join(told)}")
 
 
+def _find(name: str | Path) -> tuple[Path, ModelConfig, list[Path]]:
+    """(where the model is, its config, its weight files)."""
+    path = ASSETS / "tiny" if name == "tiny" else Path(name)
+    if not path.exists():
+        raise ValueError(f'no model at "{name}": give tiny, a model folder, or a .safetensors file')
+    if path.is_dir():
+        return path, _read_config(path / "config.json"), _shards(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is neither a model folder nor a .safetensors file")
+    return path, ModelConfig(), [path]
+
+
 def _shards(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
@@ -123,13 +134,24 @@ def _shards(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _check_sums(path: Path, files: list[Path]) -> str:
-    if path.is_dir() and (path / SUMS).exists():
-        sums = {name: digest for digest, name in (line.split() for line in (path / SUMS).read_text().splitlines())}
+def _check_sums(files: list[Path]) -> None:
+    sums = files[0].with_name(SUMS)
+    if sums.exists():
+        told = sums.read_text().split()
+        digests = dict(zip(told[1::2], told[::2], strict=False))
         for file in files:
-            if sums.get(file.name) != _sha256([file]):
+            if digests.get(file.name) != _sha256([file]):
                 raise ValueError(f"{file} is damaged: its sha256 is not the one in {SUMS}; get it again")
-    return _sha256(files)
+
+
+def _check_schedule(state: dict[str, torch.Tensor], model: LatentDiffusion, path: Path) -> None:
+    # the file's own tables are not used; where they are there, they must say what ours say
+    for name in ("betas", "alphas_cumprod"):
+        ours = getattr(model.schedule, name)
+        if name in state and not (
+            state[name].shape == ours.shape and torch.allclose(state[name].float(), ours, rtol=2e-3, atol=1e-7)
+        ):
+            raise ValueError(f"{path} was trained with another noise schedule: its {name} are not ours")
 
 
 def _sha256(files: Iterable[Path]) -> str:
@@ -150,8 +172,10 @@ def _read_config(path: Path) -> ModelConfig:
         raise ValueError(f"{path} is not a model's config: {error}") from None
 
 
-def _build(kind: type, values: dict):
+def _build(kind: type, values: object):
     """A config dataclass from JSON, which has lists for tuples and objects for nested configs."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{kind.__name__} must be an object, not {values!r}")
     types = {field.name: field.type for field in fields(kind)}
     if unknown := values.keys() - types.keys():
         raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")

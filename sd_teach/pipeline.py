@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from sd_teach.checkpoint import load_model
-from sd_teach.ddim import DDIMState, ddim_sample
+from sd_teach.ddim import DDIMState, ddim_sample, ddim_timesteps
 from sd_teach.diffusion import LatentDiffusion
 from sd_teach.guidance import GuidedModel
 from sd_teach.noise import draw_noise, image_generators, initial_noise
@@ -30,11 +30,10 @@ class Result:
 
 
 class StableDiffusion:
-    """A loaded model and how to run it. model: frozen networks; digest: sha256 of its weights, "" if unknown."""
+    """A loaded model and how to run it. model: its frozen networks."""
 
-    def __init__(self, model: LatentDiffusion, digest: str = ""):
+    def __init__(self, model: LatentDiffusion):
         self.model = model
-        self.digest = digest
 
     @classmethod
     def from_pretrained(
@@ -46,16 +45,18 @@ class StableDiffusion:
         Raises ValueError where the model or the device is not there, or the weights are not exactly the model's.
         """
         device = device or fastest_device()
-        if device == "cpu" and dtype != torch.float32 and not (dtype == torch.bfloat16 and cpu_has_bf16()):
+        if device.split(":")[0] not in ("cpu", "cuda", "mps"):
+            raise ValueError(f"device {device!r} cannot be used: give cpu, cuda or mps")
+        if device.startswith("cpu") and dtype != torch.float32 and not (dtype == torch.bfloat16 and cpu_has_bf16()):
             raise ValueError(f"this CPU does not compute in {str(dtype).removeprefix('torch.')}: use float32")
-        model, digest = load_model(name, dtype)
+        model = load_model(name, dtype)
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
         # convolutions read channels_last without repacking
         model.model.to(memory_format=torch.channels_last)
-        return cls(model, digest)
+        return cls(model)
 
     @torch.inference_mode()
     def text_to_image(
@@ -88,16 +89,19 @@ class StableDiffusion:
         multiple = config.size_multiple
         if width < 1 or height < 1 or width % multiple or height % multiple:
             raise ValueError(f"width and height must be positive multiples of {multiple}, got {width} x {height}")
+        ddim_timesteps(steps, model.schedule.num_timesteps)  # refuses what is out of range
+        if not 0.0 <= eta <= 1.0:
+            raise ValueError(f"eta must lie between 0 and 1, got {eta}")
         if num_images < 1:
             raise ValueError(f"the number of images must be at least 1, got {num_images}")
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"the guidance scale must be a number of 0 or more, got {scale}")
         if scale == 1 and negative_prompt:
-            warnings.warn("at scale 1 the negative prompt has no effect", stacklevel=2)
+            warnings.warn("at scale 1 the negative prompt has no effect", stacklevel=3)  # past inference_mode's frame
 
         generators = image_generators(seed, num_images)
         x_T = initial_noise(generators, height, width, config.unet.in_channels, config.vae.downsampling)
-        device = model.first_stage_model.post_quant_conv.weight.device
+        device = next(model.parameters()).device
         cond, uncond = model.get_learned_conditioning([prompt, negative_prompt]).chunk(2)
         eps_model = GuidedModel(
             model.apply_model, cond.expand(num_images, -1, -1), uncond.expand(num_images, -1, -1), scale

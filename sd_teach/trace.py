@@ -1,5 +1,6 @@
 """Watching the networks without changing them: which shapes pass through, and how many parameters sit where."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -33,11 +34,8 @@ def shape_ledger(module: nn.Module, *inputs: Tensor, depth: int = 2) -> list[Led
 
         handles.append(block.register_forward_hook(note))
 
-    names = {name: block for name, block in module.named_modules() if name and name.count(".") < depth}
-    for name, block in names.items():
-        # a block whose parts are listed would be counted twice
-        if not any(other.startswith(f"{name}.") for other in names):
-            watch(name, block)
+    for name, block in _blocks(module, depth):
+        watch(name, block)
     try:
         module(*inputs)
     finally:
@@ -45,6 +43,15 @@ def shape_ledger(module: nn.Module, *inputs: Tensor, depth: int = 2) -> list[Led
             handle.remove()
     _print_table(rows, total=sum(p.numel() for p in module.parameters()))
     return rows
+
+
+def _blocks(module: nn.Module, depth: int, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        # a ModuleList is never called itself, so what it holds is listed in its place, however deep
+        if isinstance(child, nn.ModuleList) or (depth > 1 and list(child.children())):
+            yield from _blocks(child, max(depth - 1, 1), f"{prefix}{name}.")
+        else:
+            yield prefix + name, child
 
 
 def _type(block: nn.Module) -> str:

@@ -81,7 +81,7 @@ def start_from_bundled(module: nn.Module, part: str) -> None:
     Raises ValueError where assets/tiny is damaged or holds a network of another shape.
     """
     if (ASSETS / "tiny" / "config.json").exists():
-        state = load_model("tiny")[0].state_dict()
+        state = load_model("tiny").state_dict()
         _load(module, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}, "assets/tiny")
 
 

@@ -84,7 +84,7 @@ def nearest_colour(pictures: Tensor) -> Tensor:
 def pictures_of(model: LatentDiffusion, prompts: list[str], seeds: list[int], scale: float | None = None) -> Tensor:
     """One picture for each prompt with its own seed, at the default size and steps, in one batch: [n, 3, h, w]."""
     config, defaults = model.config, model.config.defaults
-    device = model.first_stage_model.post_quant_conv.weight.device
+    device = next(model.parameters()).device
     generators = [image_generators(seed)[0] for seed in seeds]
     x_T = initial_noise(generators, defaults.image_size, defaults.image_size, downsampling=config.vae.downsampling)
     cond, uncond = model.get_learned_conditioning(prompts), model.get_learned_conditioning([""] * len(prompts))

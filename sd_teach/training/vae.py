@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sd_teach.training import data, metrics
-from sd_teach.training.loop import Run, parser, start_from_bundled, train
+from sd_teach.training.loop import Run, load_trained, parser, start_from_bundled, train
 from sd_teach.vae import AutoencoderKL, VAEConfig
 
 TINY = VAEConfig(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=8)
@@ -65,11 +65,19 @@ def loss(vae: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def main() -> None:
-    options = parser(__doc__, run="vae", steps=40_000, batch=8, lr=1e-3).parse_args()
+    options = parser(__doc__, run="vae", steps=40_000, batch=8, lr=1e-3)
+    options.add_argument(
+        "--decoder-of", metavar="RUN", help="go on with the decoder of that run alone: its latents stay as they are"
+    )
+    options = options.parse_args()
     run = Run(options.run)
     torch.manual_seed(0)
     vae = AutoencoderKL(TINY)
-    if not options.fresh:
+    if options.decoder_of:
+        load_trained(vae, options.decoder_of, "first_stage_model.")
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    elif not options.fresh:
         start_from_bundled(vae, "first_stage_model.")
     crops = Crops()
     kept = {size: metrics.kept_pictures(size) for size in (128, 256)}

@@ -1,0 +1,43 @@
+"""Run every notebook in place and store its outputs: `python -m sd_teach.training.notebooks [NOTEBOOK ...]`.
+
+To be called when the model, the code or the text has changed. Two runs on one machine give the same bytes.
+"""
+
+import argparse
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from tqdm.auto import tqdm
+
+from sd_teach import ASSETS
+
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def run_in_place(path: Path) -> None:
+    """Execute a notebook and write it back without what changes from run to run or machine to machine."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
+    )
+    client.execute()
+    notebook.metadata.pop("widgets", None)
+    notebook.metadata["language_info"] = {"name": "python"}
+    for cell in notebook.cells:
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop(WIDGET_VIEW, None)
+    nbformat.write(notebook, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("notebook", nargs="*", type=Path, help="default: all of notebooks/")
+    paths = parser.parse_args().notebook or sorted((ASSETS.parent / "notebooks").rglob("*.ipynb"))
+    for path in (bar := tqdm(paths, unit="notebook")):
+        bar.set_description(path.stem)
+        run_in_place(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,307 @@
+"""The command line: pictures where they were asked for, or one clear line."""
+
+import errno
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sd_teach.__main__ import main
+from sd_teach.pipeline import StableDiffusion
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def cli(small_folder, tmp_path, monkeypatch, capsys):
+    """Run the command line with the small model in an empty folder -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    # main() replaces it for good, which a process of its own may
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        try:
+            code = main(["--model", str(small_folder), "--device", "cpu", *arguments])
+        except SystemExit as exit:
+            code = exit.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def command(*arguments: str, flags: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *flags, "-m", "sd_teach", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120
+    )
+
+
+def pixels(path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+# in a process of its own
+
+
+def test_the_command_writes_its_pictures_and_prints_their_paths(small_folder, sd, tmp_path):
+    out = tmp_path / "cat.png"
+    options = ["--model", str(small_folder), "--seed", "7", "--n", "2", "--steps", "3", "--device", "cpu"]
+    made = command("a cat", *options, "--out", str(out))
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines() == [str(out), str(tmp_path / "cat-1.png")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat-1.png", "cat.png"]
+    expected = sd.text_to_image("a cat", seed=7, num_images=2, steps=3).images
+    for path, image in zip(made.stdout.splitlines(), expected, strict=True):
+        assert abs(pixels(path) - np.asarray(image).astype(int)).max() <= 1
+
+
+def test_a_bad_option_ends_the_command_with_one_line_and_code_2(tmp_path):
+    made = command("a cat", "--n", "0", "--out", str(tmp_path / "cat.png"))
+    assert (made.returncode, made.stdout) == (2, "")
+    assert made.stderr == "sd-teach: --n must be at least 1, got 0 (--help lists the options)\n"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--steps", "x", "a cat"], ["a cat", "--out", "cat.gif"]])
+def test_help_and_wrong_options_answer_without_the_heavy_imports(arguments):
+    made = command(*arguments, flags=("-X", "importtime"))
+    imported = {line.split("|")[-1].strip().split(".")[0] for line in made.stderr.splitlines() if "|" in line}
+    assert "sd_teach" in imported
+    assert not imported & {"torch", "transformers", "numpy", "PIL", "tqdm"}
+
+
+def test_help_names_every_option():
+    made = command("--help")
+    assert made.returncode == 0 and made.stderr == ""
+    options = "negative scale steps eta seed n width height model device dtype out"
+    assert all(f"  --{option} " in made.stdout for option in options.split())
+
+
+# in this process
+
+
+def test_the_default_output_is_out_png_in_the_current_folder(cli, tmp_path):
+    code, stdout, _ = cli("a cat")
+    assert (code, stdout) == (0, "out.png\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_several_images_are_numbered_in_the_order_of_their_seeds(cli, sd):
+    code, stdout, _ = cli("a cat", "--n", "3", "--seed", "40", "--out", "x.png")
+    assert (code, stdout) == (0, "x.png\nx-1.png\nx-2.png\n")
+    for k, path in enumerate(stdout.split()):
+        assert Image.open(path).text["seed"] == str(40 + k)
+        alone = sd.text_to_image("a cat", seed=40 + k).images[0]
+        assert abs(pixels(path) - np.asarray(alone).astype(int)).max() <= 1
+
+
+def test_the_picture_carries_everything_that_made_it(cli, small_folder):
+    options = ["--negative", "ein Hund, häßlich", "--seed", "3", "--steps", "2", "--scale", "4.5", "--eta", "0.5"]
+    code, _, _ = cli("eine Kätze 🐈", *options, "--width", "48", "--height", "32")
+    assert code == 0
+    assert Image.open("out.png").text == {
+        "prompt": "eine Kätze 🐈",
+        "negative_prompt": "ein Hund, häßlich",
+        "seed": "3",
+        "steps": "2",
+        "guidance_scale": "4.5",
+        "width": "48",
+        "height": "32",
+        "eta": "0.5",
+        "model": str(small_folder),
+        "model_sha256": (small_folder / "SHA256SUMS").read_text().split()[0],
+    }
+
+
+def test_every_option_reaches_the_pipeline(cli, sd):
+    options = ["--negative", "a dog", "--seed", "3", "--steps", "2", "--scale", "4.5", "--eta", "0.5"]
+    cli("a cat", *options, "--width", "48", "--height", "32")
+    expected = sd.text_to_image(
+        "a cat", "a dog", seed=3, steps=2, guidance_scale=4.5, eta=0.5, width=48, height=32
+    ).images[0]
+    assert Image.open("out.png").size == (48, 32)
+    assert (pixels("out.png") == np.asarray(expected)).all()
+
+
+def test_the_models_defaults_are_used_and_written_down(cli, sd):
+    cli("a cat", "--seed", "3")
+    assert (pixels("out.png") == np.asarray(sd.text_to_image("a cat", seed=3).images[0])).all()
+    text = Image.open("out.png").text
+    written = [text[key] for key in ("steps", "guidance_scale", "width", "height", "eta")]
+    assert written == ["5", "3.0", "64", "64", "0.0"]
+
+
+@pytest.mark.parametrize(("option", "value"), [("--scale", "0"), ("--seed", "0"), ("--eta", "0")])
+def test_zero_is_a_value_and_not_the_default(cli, option, value):
+    assert cli("a cat", option, value)[0] == 0
+    key = {"--scale": "guidance_scale"}.get(option, option.strip("-"))
+    assert float(Image.open("out.png").text[key]) == 0
+
+
+def test_the_same_command_gives_the_same_file(cli):
+    cli("a cat", "--out", "one.png")
+    cli("a cat", "--out", "two.png")
+    assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+
+
+def test_a_random_seed_is_printed_and_gives_the_picture_again(cli):
+    code, stdout, stderr = cli("a cat", "--seed", "-1", "--out", "one.png")
+    assert (code, stdout) == (0, "one.png\n")
+    (seed,) = [line.removeprefix("seed ") for line in stderr.splitlines() if line.startswith("seed ")]
+    assert Image.open("one.png").text["seed"] == seed
+    cli("a cat", "--seed", seed, "--out", "two.png")
+    assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+
+
+def test_random_seeds_differ(cli):
+    assert cli("a cat", "--seed", "-1")[2].splitlines()[0] != cli("a cat", "--seed", "-1")[2].splitlines()[0]
+
+
+def test_progress_goes_to_stderr_and_counts_the_steps(cli):
+    _, stdout, stderr = cli("a cat", "--steps", "4")
+    assert stdout == "out.png\n"
+    assert "denoising" in stderr and "4/4" in stderr
+
+
+def test_an_older_picture_is_replaced(cli, tmp_path):
+    Path("out.png").write_text("old")
+    assert cli("a cat")[0] == 0
+    assert Image.open("out.png").size == (64, 64)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.png"]
+
+
+def test_an_empty_prompt_draws_a_picture(cli):
+    assert cli("")[:2] == (0, "out.png\n")
+
+
+def test_a_negative_prompt_at_scale_1_is_warned_of_in_one_line(cli):
+    code, stdout, stderr = cli("a cat", "--negative", "a dog", "--scale", "1")
+    assert (code, stdout) == (0, "out.png\n")
+    told = [line for line in stderr.splitlines() if "no effect" in line]
+    assert told == ["warning: at scale 1 the negative prompt has no effect"]
+
+
+BAD = {
+    "no prompt": ([], "prompt"),
+    "unknown option": (["a cat", "--colour", "red"], "--colour"),
+    "abbreviated option": (["a cat", "--step", "3"], "--step"),
+    "second prompt": (["a", "cat"], "cat"),
+    "steps 0": (["a cat", "--steps", "0"], "got 0"),
+    "steps -1": (["a cat", "--steps", "-1"], "got -1"),
+    "steps 1001": (["a cat", "--steps", "1001"], "got 1001"),
+    "steps no number": (["a cat", "--steps", "many"], "many"),
+    "steps a fraction": (["a cat", "--steps", "2.5"], "2.5"),
+    "scale negative": (["a cat", "--scale", "-1"], "-1"),
+    "scale nan": (["a cat", "--scale", "nan"], "nan"),
+    "scale infinite": (["a cat", "--scale", "inf"], "inf"),
+    "eta 2": (["a cat", "--eta", "2"], "got 2"),
+    "eta negative": (["a cat", "--eta", "-0.1"], "got -0.1"),
+    "seed -2": (["a cat", "--seed", "-2"], "got -2"),
+    "seed 2^63": (["a cat", "--seed", str(2**63)], str(2**63)),
+    "n 0": (["a cat", "--n", "0"], "got 0"),
+    "width 0": (["a cat", "--width", "0"], "got 0"),
+    "width no multiple": (["a cat", "--width", "56"], "multiples of 16"),
+    "height negative": (["a cat", "--height", "-64"], "multiples of 16"),
+    "height no multiple": (["a cat", "--height", "65"], "multiples of 16"),
+    "too wide for any memory": (["a cat", "--width", str(16 * 10**12)], "memory"),
+    "dtype unknown": (["a cat", "--dtype", "fp8"], "fp8"),
+    "dtype of no cpu": (["a cat", "--dtype", "fp16"], "float16"),
+    "device unknown": (["a cat", "--device", "toaster"], "toaster"),
+    "out a jpeg": (["a cat", "--out", "cat.jpg"], "cat.jpg"),
+    "out without suffix": (["a cat", "--out", "cat"], "cat"),
+    "out in no folder": (["a cat", "--out", "nowhere/cat.png"], "nowhere/cat.png"),
+    "out with a name too long": (["a cat", "--out", "c" * 300 + ".png"], "ccc.png"),
+}
+
+
+def assert_one_line(answer: tuple[int, str, str], told: str) -> None:
+    code, stdout, stderr = answer
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith("sd-teach: ") and stderr.endswith("\n") and stderr.count("\n") == 1, stderr
+    assert told in stderr
+
+
+@pytest.mark.parametrize(("arguments", "told"), BAD.values(), ids=BAD)
+def test_bad_input_gives_one_line_that_names_it_and_leaves_nothing(cli, tmp_path, arguments, told):
+    assert_one_line(cli(*arguments), told)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["missing", "empty folder", "no model", "corrupt", "a folder called .safetensors"])
+def test_a_bad_model_gives_one_line_that_names_it_and_leaves_nothing(cli, tmp_path, tmp_path_factory, kind):
+    model = tmp_path_factory.mktemp("bad") / "model.safetensors"
+    if "folder" in kind:
+        model.mkdir()
+    elif kind == "no model":
+        model = model.with_suffix(".txt")
+        model.write_text("not a model")
+    elif kind == "corrupt":
+        model.write_bytes(b"\0" * 100)
+    assert_one_line(cli("a cat", "--model", str(model)), str(model))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["cat.png", "cat-1.png"])
+def test_an_output_that_is_a_folder_is_refused_before_any_work(cli, tmp_path, name):
+    (tmp_path / name).mkdir()
+    assert_one_line(cli("a cat", "--n", "2", "--out", "cat.png"), name)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(cli, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert_one_line(cli("a cat"), "cannot write out.png")
+
+
+DISK_FULL = OSError(errno.ENOSPC, "No space left on device")
+
+
+def failing_save(error: OSError, at: int = 0):
+    """Image.save that, on its call number `at`, writes half a file and then raises."""
+    save, calls = Image.Image.save, []
+
+    def half(self, path, *args, **kwargs):
+        calls.append(path)
+        if len(calls) <= at:
+            return save(self, path, *args, **kwargs)
+        Path(path).write_bytes(b"half a picture")
+        raise error
+
+    return half
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(DISK_FULL, "No space left"), (OSError("encoder error -2"), "encoder error")]
+)
+def test_a_picture_that_cannot_be_saved_leaves_nothing(cli, tmp_path, monkeypatch, error, told):
+    monkeypatch.setattr(Image.Image, "save", failing_save(error))
+    code, stdout, stderr = cli("a cat", "--out", "cat.png")
+    assert (code, stdout) == (2, "")
+    # after the progress bar, so not the only line
+    assert stderr.splitlines()[-1].startswith("sd-teach: cannot write cat.png: ") and told in stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_cannot_be_saved_leaves_the_one_before_it_and_the_older_one(cli, tmp_path, monkeypatch):
+    (tmp_path / "cat-1.png").write_text("older")
+    monkeypatch.setattr(Image.Image, "save", failing_save(DISK_FULL, at=1))
+    code, stdout, _ = cli("a cat", "--n", "2", "--out", "cat.png")
+    assert (code, stdout) == (2, "cat.png\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cat-1.png", "cat.png"]
+    assert Image.open("cat.png").size == (64, 64)
+    assert (tmp_path / "cat-1.png").read_text() == "older"
+
+
+def test_an_interruption_is_told_and_leaves_nothing(cli, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(StableDiffusion, "text_to_image", interrupted)
+    code, stdout, stderr = cli("a cat")
+    assert (code, stdout) == (130, "")
+    assert "interrupted" in stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,289 @@
+"""Step 7: all of it, on the small model."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from sd_teach import pipeline
+from sd_teach.ddim import ddim_sigma, ddim_step, ddim_timesteps
+from sd_teach.diffusion import LatentDiffusion
+from sd_teach.guidance import classifier_free_guidance
+from sd_teach.pipeline import StableDiffusion, cpu_has_bf16, fastest_device, to_images
+
+
+def pixels(image) -> np.ndarray:
+    return np.asarray(image).astype(int)
+
+
+def same(a, b, levels: int = 0) -> bool:
+    return a.size == b.size and abs(pixels(a) - pixels(b)).max() <= levels
+
+
+@pytest.fixture
+def idle(monkeypatch):
+    """The networks fail when they are used."""
+
+    def used(*_):
+        raise AssertionError("a network was run")
+
+    for name in ("get_learned_conditioning", "apply_model", "decode_first_stage"):
+        monkeypatch.setattr(LatentDiffusion, name, used)
+
+
+# the run
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_a_run_equals_the_same_run_assembled_by_hand(sd, scale, eta):
+    model, seeds = sd.model, [7, 8]
+    with torch.inference_mode():
+        states = model.get_learned_conditioning(["a cat", ""])
+        cond, uncond = states[0].expand(2, 77, 4), states[1].expand(2, 77, 4)
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        x = torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in generators])
+        timesteps = ddim_timesteps(4).tolist()
+        alphas = model.schedule.alphas_cumprod
+        for t, t_prev in zip(timesteps[::-1], [*timesteps[-2::-1], 0], strict=True):
+            batch = torch.full((2,), t)
+            if scale == 1:
+                eps = model.apply_model(x, batch, cond)
+            else:
+                both = model.apply_model(x.repeat(2, 1, 1, 1), batch.repeat(2), torch.cat([uncond, cond]))
+                eps = classifier_free_guidance(both[:2], both[2:], scale)
+            sigma = ddim_sigma(alphas[t], alphas[t_prev], eta)
+            noise = torch.stack([torch.randn(4, 8, 8, generator=g) for g in generators]) if eta else None
+            x, _ = ddim_step(x, eps, alphas[t], alphas[t_prev], sigma, noise)
+        pictures = model.first_stage_model.decode(x / 0.5)
+    result = sd.text_to_image("a cat", seed=7, num_images=2, steps=4, guidance_scale=scale, eta=eta)
+    assert torch.equal(result.latents, x)
+    assert all(same(a, b) for a, b in zip(result.images, to_images(pictures), strict=True))
+
+
+def test_pictures_of_the_small_model_can_tell_right_from_wrong(sd):
+    """Grey or saturated ones would be equal for any reason."""
+    image = pixels(sd.text_to_image("a cat", seed=1).images[0])
+    assert image.std() > 30
+    assert ((image > 0) & (image < 255)).mean() > 0.7
+
+
+def test_the_same_seed_gives_the_same_picture_and_another_seed_another(sd):
+    first, again, other = (sd.text_to_image("a cat", seed=seed, eta=0.5).images[0] for seed in (5, 5, 6))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_image_k_of_a_batch_is_the_image_of_its_own_seed(sd, eta):
+    batch = sd.text_to_image("a cat", seed=20, num_images=3, eta=eta)
+    assert batch.seeds == [20, 21, 22] and len(batch.images) == 3
+    for k in range(3):
+        alone = sd.text_to_image("a cat", seed=20 + k, eta=eta)
+        assert alone.seeds == [20 + k]
+        assert same(alone.images[0], batch.images[k], levels=1)
+
+
+@pytest.mark.parametrize("change", [
+    {"prompt": "a rocket"}, {"negative_prompt": "a rocket"}, {"steps": 6}, {"guidance_scale": 4.0}, {"eta": 1.0},
+])  # fmt: skip
+def test_every_setting_has_an_effect(sd, change):
+    usual = {"prompt": "a cat", "negative_prompt": "", "seed": 1}
+    assert not same(sd.text_to_image(**usual).images[0], sd.text_to_image(**usual | change).images[0])
+
+
+def test_at_scale_0_only_the_negative_prompt_counts(sd):
+    one, two = (sd.text_to_image(prompt, "a dog", guidance_scale=0, seed=1).images[0] for prompt in ("a cat", "a pie"))
+    assert same(one, two)
+
+
+def test_none_means_the_models_own_defaults(sd):
+    states = []
+    usual = sd.text_to_image("a cat", seed=1, callback=states.append)
+    told = sd.text_to_image("a cat", seed=1, steps=5, guidance_scale=3.0, width=64, height=64, eta=0.0)
+    assert len(states) == 5 and usual.images[0].size == (64, 64)
+    assert same(usual.images[0], told.images[0])
+
+
+def test_an_empty_prompt_draws_the_unconditional_picture(sd):
+    empty = sd.text_to_image("", seed=1).images[0]
+    assert same(empty, sd.text_to_image("a cat", seed=1, guidance_scale=0).images[0], levels=1)
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 16), (48, 32), (32, 80)])
+def test_width_and_height_are_those_of_the_picture(sd, width, height):
+    result = sd.text_to_image("a cat", width=width, height=height, steps=1)
+    assert result.images[0].size == (width, height) and result.images[0].mode == "RGB"
+    assert result.latents.shape == (1, 4, height // 8, width // 8)
+
+
+def test_the_callback_sees_every_step(sd):
+    states = []
+    result = sd.text_to_image("a cat", steps=4, num_images=2, callback=states.append)
+    assert [(state.index, state.t) for state in states] == [(0, 751), (1, 501), (2, 251), (3, 1)]
+    assert all(state.pred_x0.shape == (2, 4, 8, 8) for state in states)
+    assert torch.equal(states[-1].x_prev, result.latents)
+
+
+def test_a_callback_changes_nothing(sd):
+    with_callback = sd.text_to_image("a cat", seed=3, eta=1.0, callback=lambda state: None)
+    assert torch.equal(with_callback.latents, sd.text_to_image("a cat", seed=3, eta=1.0).latents)
+
+
+def test_prompts_reach_the_text_encoder_as_they_were_written(sd, monkeypatch):
+    seen = []
+    encode = LatentDiffusion.get_learned_conditioning
+    monkeypatch.setattr(
+        LatentDiffusion, "get_learned_conditioning", lambda self, prompts: seen.extend(prompts) or encode(self, prompts)
+    )
+    prompts = ["  Ein KÄTZCHEN,\tbest quality!! ", "\nnicht (das:1.2)  "]
+    sd.text_to_image(*prompts, steps=1)
+    assert seen == prompts
+
+
+def test_the_global_generator_is_left_alone(sd):
+    before = torch.get_rng_state()
+    sd.text_to_image("a cat", eta=1.0, steps=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_weights_are_left_alone(sd):
+    before = {name: tensor.clone() for name, tensor in sd.model.state_dict().items()}
+    sd.text_to_image("a cat", steps=2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in sd.model.state_dict().items())
+
+
+# what is refused, and what is warned of
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must lie between 1 and 1000, got 0"),
+        ({"steps": 1001}, "steps must lie between 1 and 1000, got 1001"),
+        ({"guidance_scale": -0.5}, "guidance scale must be a number of 0 or more, got -0.5"),
+        ({"guidance_scale": float("nan")}, "guidance scale"),
+        ({"guidance_scale": float("inf")}, "guidance scale"),
+        ({"seed": -1}, "seed must lie between"),
+        ({"seed": 2**63 - 1, "num_images": 2}, "seed must lie between"),
+        ({"num_images": 0}, "number of images must be at least 1, got 0"),
+        ({"width": 0}, "multiples of 16, got 0 x 64"),
+        ({"height": -16}, "multiples of 16, got 64 x -16"),
+        ({"width": 56}, "multiples of 16, got 56 x 64"),
+        ({"height": 65}, "multiples of 16, got 64 x 65"),
+        ({"eta": -0.1}, "eta must lie between 0 and 1, got -0.1"),
+        ({"eta": 1.5}, "eta must lie between 0 and 1, got 1.5"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_any_work(sd, idle, options, message):
+    with pytest.raises(ValueError, match=message):
+        sd.text_to_image("a cat", **options)
+
+
+def test_a_negative_prompt_at_scale_1_is_warned_of_where_it_was_written(sd):
+    with pytest.warns(UserWarning, match="at scale 1 the negative prompt has no effect") as caught:
+        warned = sd.text_to_image("a cat", "a dog", guidance_scale=1, steps=2)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert same(warned.images[0], sd.text_to_image("a cat", guidance_scale=1, steps=2).images[0])
+
+
+@pytest.mark.parametrize("options", [{"guidance_scale": 1}, {"negative_prompt": "a dog", "guidance_scale": 1.5}, {}])
+def test_ordinary_runs_do_not_warn(sd, options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert sd.text_to_image("a cat", steps=1, **options).images
+
+
+def test_the_words_an_over_long_prompt_loses_are_named(sd):
+    with pytest.warns(UserWarning, match="dropped: 'rocket'"):
+        sd.text_to_image("a " * 75 + "rocket", steps=1)
+
+
+# pixels
+
+
+def test_pixels_are_clamped_scaled_and_rounded():
+    values = torch.tensor([-7.0, -1.0, -0.999, 0.0, 0.1, 0.999, 1.0, 7.0])
+    (image,) = to_images(values.expand(1, 3, 1, 8))
+    # truncation would give 127, 139 and 254 for 0, 0.1 and 0.999; 127.5 rounds to the even 128
+    assert pixels(image)[0, :, 0].tolist() == [0, 0, 0, 128, 140, 255, 255, 255]
+
+
+def test_every_grey_level_comes_back_from_where_it_belongs():
+    levels = torch.arange(256)
+    for shift in (-0.4, 0.0, 0.4):
+        (image,) = to_images(((levels + shift) / 127.5 - 1).expand(1, 3, 1, 256))
+        assert pixels(image)[0, :, 0].tolist() == levels.tolist()
+
+
+def test_channels_and_sides_keep_their_places():
+    picture = torch.full((1, 3, 2, 5), -1.0)
+    picture[0, 0, 0, :] = 1.0  # red above
+    picture[0, 2, 1, 4] = 1.0  # blue below, at the right
+    (image,) = to_images(picture)
+    assert image.size == (5, 2) and image.mode == "RGB"
+    assert image.getpixel((3, 0)) == (255, 0, 0)
+    assert image.getpixel((4, 1)) == (0, 0, 255)
+
+
+def test_to_images_leaves_its_input_alone():
+    picture = torch.full((2, 3, 4, 4), 3.0)
+    assert len(to_images(picture)) == 2
+    assert (picture == 3).all()
+
+
+# loading
+
+
+def test_from_pretrained_gives_a_frozen_model(sd):
+    assert not any(parameter.requires_grad for parameter in sd.model.parameters())
+    assert {parameter.device.type for parameter in sd.model.parameters()} == {"cpu"}
+
+
+def test_the_package_offers_the_class_itself():
+    import sd_teach
+
+    assert sd_teach.StableDiffusion is StableDiffusion
+    with pytest.raises(AttributeError, match="has no attribute 'StableDifusion'"):
+        _ = sd_teach.StableDifusion
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99", "hpu", "meta"])
+def test_a_device_that_cannot_be_used_is_refused(small_folder, device):
+    with pytest.raises(ValueError, match=f"device '{device}' cannot be used"):
+        StableDiffusion.from_pretrained(small_folder, device)
+
+
+def test_a_model_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match='no model at "nowhere"'):
+        StableDiffusion.from_pretrained("nowhere", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "has_bf16"), [(torch.float16, True), (torch.float16, False), (torch.bfloat16, False)]
+)
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_half_precision_is_refused_where_the_cpu_does_not_compute_in_it(
+    small_folder, monkeypatch, dtype, has_bf16, device
+):
+    monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: has_bf16)
+    with pytest.raises(ValueError, match="this CPU does not compute in"):
+        StableDiffusion.from_pretrained(small_folder, device, dtype)
+
+
+def test_a_run_in_bfloat16_keeps_its_latents_in_float32(small_folder, sd, monkeypatch):
+    monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: True)
+    half = StableDiffusion.from_pretrained(small_folder, "cpu", torch.bfloat16)
+    states = []
+    result = half.text_to_image("a cat", seed=1, steps=2, callback=states.append)
+    assert all(tensor.dtype == torch.float32 for s in states for tensor in (s.x, s.eps, s.pred_x0, s.x_prev))
+    exact = sd.text_to_image("a cat", seed=1, steps=2)
+    assert not torch.equal(result.latents, exact.latents)
+    # bfloat16 keeps 8 binary digits
+    assert (result.latents - exact.latents).norm() / exact.latents.norm() < 0.05
+
+
+def test_the_device_is_chosen_by_itself():
+    assert fastest_device() in ("cuda", "mps", "cpu")
+    assert cpu_has_bf16() in (True, False)

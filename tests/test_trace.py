@@ -1,0 +1,108 @@
+"""The shape ledger: what passes through which block, and what it weighs."""
+
+import pytest
+import torch
+from torch import nn
+
+from sd_teach.trace import shape_ledger
+from sd_teach.unet import UNetModel
+
+TOTAL = 859_520_964
+
+
+@pytest.fixture(scope="module")
+def real_unet():
+    with torch.device("meta"):
+        return UNetModel()
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    with torch.device("meta"):
+        return torch.empty(2, 4, 64, 64), torch.empty(2, dtype=torch.long), torch.empty(2, 77, 768)
+
+
+def hooks(module: nn.Module) -> int:
+    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+
+
+def test_rows_of_the_real_unet_add_up_to_its_860_million_parameters(real_unet, inputs):
+    assert sum(row.parameters for row in shape_ledger(real_unet, *inputs)) == TOTAL
+
+
+@pytest.mark.parametrize(
+    ("block", "kind", "before", "after"),
+    [
+        ("time_embed.0", "Linear", (2, 320), (2, 1280)),
+        ("input_blocks.0", "Conv2d", (2, 4, 64, 64), (2, 320, 64, 64)),
+        ("input_blocks.1", "ResBlock + SpatialTransformer", (2, 320, 64, 64), (2, 320, 64, 64)),
+        ("input_blocks.3", "Downsample", (2, 320, 64, 64), (2, 320, 32, 32)),
+        ("input_blocks.7", "ResBlock + SpatialTransformer", (2, 640, 16, 16), (2, 1280, 16, 16)),
+        ("input_blocks.11", "ResBlock", (2, 1280, 8, 8), (2, 1280, 8, 8)),
+        ("middle_block.1", "SpatialTransformer", (2, 1280, 8, 8), (2, 1280, 8, 8)),
+        ("output_blocks.2", "ResBlock + Upsample", (2, 2560, 8, 8), (2, 1280, 16, 16)),
+        ("output_blocks.5", "ResBlock + SpatialTransformer + Upsample", (2, 1920, 16, 16), (2, 1280, 32, 32)),
+        ("output_blocks.9", "ResBlock + SpatialTransformer", (2, 960, 64, 64), (2, 320, 64, 64)),
+        ("out.2", "Conv2d", (2, 320, 64, 64), (2, 4, 64, 64)),
+    ],
+)
+def test_shapes_of_the_real_unet(real_unet, inputs, block, kind, before, after):
+    (row,) = [row for row in shape_ledger(real_unet, *inputs) if row.block == block]
+    assert (row.type, row.input, row.output) == (kind, before, after)
+
+
+def test_rows_come_in_the_order_of_the_run(real_unet, inputs):
+    blocks = [row.block.split(".")[0] for row in shape_ledger(real_unet, *inputs)]
+    order = list(dict.fromkeys(blocks))
+    assert order == ["time_embed", "input_blocks", "middle_block", "output_blocks", "out"]
+    assert blocks == sorted(blocks, key=order.index)
+
+
+def test_the_table_shows_every_row_and_the_total(real_unet, inputs, capsys):
+    rows = shape_ledger(real_unet, *inputs)
+    head, *lines, total = capsys.readouterr().out.splitlines()
+    assert head.split() == ["block", "type", "input", "->", "output", "parameters"]
+    assert [line.split()[0] for line in lines] == [row.block for row in rows]
+    assert [line.split()[-1] for line in lines] == [f"{row.parameters:,}" for row in rows]
+    assert total.split() == ["total", f"{TOTAL:,}"]
+    assert "2 x 320 x 64 x 64 -> 2 x 320 x 32 x 32" in next(line for line in lines if "input_blocks.3 " in line)
+
+
+def test_at_every_depth_the_rows_add_up_to_the_network(sd):
+    """Also where the blocks of that depth are lists, which are never called themselves."""
+    unet = sd.model.model.diffusion_model
+    inputs = torch.zeros(1, 4, 8, 8), torch.zeros(1, dtype=torch.long), torch.zeros(1, 77, 4)
+    ledgers = [shape_ledger(unet, *inputs, depth=depth) for depth in (1, 2, 3, 4, 9)]
+    total = sum(parameter.numel() for parameter in unet.parameters())
+    assert [sum(row.parameters for row in rows) for rows in ledgers] == [total] * 5
+    lengths = [len(rows) for rows in ledgers]
+    assert lengths == sorted(set(lengths))
+
+
+def test_a_traced_network_answers_as_before_and_keeps_no_hooks(sd):
+    unet = sd.model.model.diffusion_model
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, 4, generator=generator)
+    t = torch.tensor([500])
+    before = unet(x, t, context)
+    shape_ledger(unet, x, t, context)
+    assert hooks(unet) == 0
+    assert torch.equal(unet(x, t, context), before)
+
+
+def test_hooks_are_removed_when_the_forward_pass_raises(real_unet):
+    with torch.device("meta"), pytest.raises(ValueError, match="multiples of 8"):
+        shape_ledger(real_unet, torch.empty(1, 4, 60, 60), torch.empty(1), torch.empty(1, 77, 768))
+    assert hooks(real_unet) == 0
+    with torch.device("meta"), pytest.raises(RuntimeError):  # deep inside, with some hooks already run
+        shape_ledger(real_unet, torch.empty(1, 4, 64, 64), torch.empty(1), torch.empty(1, 77, 700))
+    assert hooks(real_unet) == 0
+
+
+def test_hooks_of_others_are_left_where_they_are():
+    layer = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    seen = []
+    layer[0].register_forward_hook(lambda *_: seen.append(1))
+    rows = shape_ledger(layer, torch.zeros(1, 2))
+    assert [(row.block, row.output, row.parameters) for row in rows] == [("0", (1, 3), 9), ("1", (1, 4), 16)]
+    assert hooks(layer) == 1 and seen == [1]
