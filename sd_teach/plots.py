@@ -18,13 +18,13 @@ def image_grid(
     rows = -(-len(images) // columns)
     room = 0.28 if titles else 0.06  # inches above an image
     figure, axes = plt.subplots(rows, columns, figsize=(columns * (side + 0.06), rows * (side + room)), squeeze=False)
+    plt.close(figure)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image in zip(axes.flat, images, strict=False):
         axis.imshow(image, interpolation="lanczos")
     for axis, title in zip(axes.flat, titles, strict=False):
         axis.set_title(title, fontsize=8, pad=3)
-    plt.close(figure)
     figure.subplots_adjust(0, 0, 1, 1 - room / (rows * (side + room)), wspace=0.04, hspace=room / side)
     return figure
 
@@ -35,6 +35,7 @@ def film_strip(rows: dict[str, Sequence[Image.Image]], titles: Sequence[str], si
     figure, axes = plt.subplots(
         len(rows), columns, figsize=(columns * side + 0.3, len(rows) * side + 0.25), squeeze=False
     )
+    plt.close(figure)
     for (label, images), line in zip(rows.items(), axes, strict=True):
         for axis, image in zip(line, images, strict=True):
             axis.imshow(image, interpolation="lanczos")
@@ -43,7 +44,6 @@ def film_strip(rows: dict[str, Sequence[Image.Image]], titles: Sequence[str], si
         line[0].set_ylabel(label, fontsize=9)
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=8, pad=3)
-    plt.close(figure)
     figure.subplots_adjust(0.3 / (columns * side + 0.3), 0, 1, 1 - 0.25 / (len(rows) * side + 0.25), 0.03, 0.03)
     return figure
 
@@ -63,6 +63,7 @@ _INK, _PALE, _ACCENT = "#333344", "#eef0f6", "#ffb43a"
 def pipeline_map(highlight: int | None = None) -> Figure:
     """The numbered diagram of the whole pipeline; highlight: the step to colour, 1 to 6."""
     figure, axis = plt.subplots(figsize=(9.6, 2.5))
+    plt.close(figure)
     axis.set(xlim=(-0.4, 13.6), ylim=(-0.25, 3.0))
     axis.axis("off")
     loop = plt.Rectangle((4.2, 0.0), 5.4, 2.72, fill=False, edgecolor=_INK, linestyle=(0, (4, 3)), linewidth=1)
@@ -88,6 +89,5 @@ def pipeline_map(highlight: int | None = None) -> Figure:
     arrow((7.7, 0.98), (6.55, 0.6), -0.2)  # one prediction -> step
     arrow((6.1, 0.22), (9.85, 0.55), 0.12)  # after the last step -> decoder
     arrow((11.95, 0.6), (12.6, 0.6))  # decoder -> picture
-    plt.close(figure)
     figure.subplots_adjust(0, 0, 1, 1)
     return figure

@@ -1,6 +1,7 @@
 """The code that made assets/tiny: data, the loop that resumes exactly, the yardsticks."""
 
 import argparse
+from itertools import pairwise
 
 import pytest
 import torch
@@ -149,7 +150,7 @@ def test_the_learning_rate_warms_up_stays_and_falls_to_a_twentieth():
     assert rates[0] == pytest.approx(1 / 300)
     assert rates[299:1001] == [1.0] * 702
     assert rates[-1] == pytest.approx(0.05, abs=1e-3)
-    assert all(a >= b for a, b in zip(rates[300:], rates[301:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[300:]))
 
 
 def test_trained_parts_of_another_shape_are_refused_by_name():
