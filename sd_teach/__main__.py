@@ -9,6 +9,11 @@ import warnings
 from pathlib import Path
 
 EPILOG = """\
+commands, instead of a prompt, each with a --help of its own:
+  download sd-v1-5        fetch the real weights (4.3 GB)
+  verify MODEL            compare a file or folder with the model it should be
+  export --to diffusers   write a folder that diffusers opens
+
 examples:
   python -m sd_teach "a cat"
   python -m sd_teach "a pizza on a blue background" --seed 7 --n 3 --out pizza.png
@@ -32,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("prompt", help="what to draw; may be empty")
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to move away from")
-    parser.add_argument("--scale", type=float, metavar="S", help="guidance scale, 0 or more (the model's default: 7.5)")
+    parser.add_argument("--scale", type=float, metavar="S", help="guidance scale, 0 or more (default: the model's)")
     parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps, 1 to 1000 (default: 20)")
     parser.add_argument(
         "--eta", type=float, default=0.0, help="fresh noise in each step, 0 DDIM to 1 DDPM (default: 0)"
@@ -41,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=1, help="number of images, of seeds seed, seed + 1, ... (default: 1)")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: what the model was trained at")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="default: what the model was trained at")
-    parser.add_argument("--model", default="tiny", help="tiny, a model folder, or a .safetensors file (default: tiny)")
+    parser.add_argument(
+        "--model", default="tiny", help="tiny, sd-v1-5, a model folder, or a .safetensors file (default: tiny)"
+    )
     parser.add_argument("--device", help="cpu, cuda or mps (default: the fastest present)")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the UNet and text encoder"
@@ -52,9 +59,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 with one clear line on stderr for bad input."""
+    arguments = sys.argv[1:] if argv is None else argv
     parser = _parser()
-    options = parser.parse_args(argv)
     try:
+        if arguments and arguments[0] in COMMANDS:
+            return COMMANDS[arguments[0]](arguments[1:])
+        options = parser.parse_args(arguments)
         outputs = _outputs(options.out, options.n)
         run(options, outputs)
     except ValueError as error:
@@ -116,6 +126,46 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
         print(path)
 
 
+def _download(arguments: list[str]) -> int:
+    parser = _Parser(prog="sd-teach download", description="Fetch a model's weights, and verify them.")
+    parser.add_argument("model", choices=["sd-v1-5"], help="Stable Diffusion v1.5, 4.3 GB")
+    parser.parse_args(arguments)
+    from sd_teach.download import download_sd_v1_5
+
+    print(download_sd_v1_5())
+    return 0
+
+
+def _verify(arguments: list[str]) -> int:
+    parser = _Parser(prog="sd-teach verify", description="Compare names, shapes, schedule and sha256 with the model's.")
+    parser.add_argument("model", help="tiny, a model folder, or a .safetensors file")
+    options = parser.parse_args(arguments)
+    from sd_teach.verify import verify
+
+    report = verify(options.model)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def _export(arguments: list[str]) -> int:
+    parser = _Parser(prog="sd-teach export", description="Write a model for another library.")
+    parser.add_argument("folder", type=Path, help="where to; a diffusers folder that is there is replaced")
+    parser.add_argument("--to", choices=["diffusers"], required=True, help="the library")
+    parser.add_argument(
+        "--model", default="tiny", help="tiny, sd-v1-5, a model folder, or a .safetensors file (default: tiny)"
+    )
+    options = parser.parse_args(arguments)
+    from sd_teach.checkpoint import load_model
+    from sd_teach.exchange import export_diffusers
+
+    export_diffusers(load_model(options.model), options.folder)
+    print(options.folder)
+    return 0
+
+
+COMMANDS = {"download": _download, "verify": _verify, "export": _export}
+
+
 def _outputs(out: Path, n: int) -> list[Path]:
     """x.png, x-1.png, ...: one path an image, known to be writable before any work."""
     if n < 1:
@@ -124,7 +174,7 @@ def _outputs(out: Path, n: int) -> list[Path]:
         raise ValueError(f"--out must be a .png file, got {out}")
     if not (out.parent.is_dir() and os.access(out.parent, os.W_OK)):
         raise ValueError(f"cannot write {out}: there is no folder {out.parent} that can be written to")
-    if len(out.name) > 200:
+    if len(os.fsencode(out.name)) > 200:  # file systems stop at 255, the temporary name needs some
         raise ValueError(f"cannot write {out}: the name is too long")
     paths = [out if k == 0 else out.with_stem(f"{out.stem}-{k}") for k in range(n)]
     for path in paths:

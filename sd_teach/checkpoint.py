@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from sd_teach import ASSETS
 from sd_teach.diffusion import LatentDiffusion, ModelConfig
+from sd_teach.download import find_sd_v1_5
 
 INDEX = "model.safetensors.index.json"
 SUMS = "SHA256SUMS"
@@ -44,7 +45,7 @@ EXTRA_NAMES = {
 def load_model(name: str | Path = "tiny", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
     """Load a model, frozen and on the CPU.
 
-    name: "tiny", a folder written by save_model, or a .safetensors file of Stable Diffusion v1.5.
+    name: "tiny", "sd-v1-5", a folder written by save_model, or a .safetensors file of Stable Diffusion v1.5.
     dtype: of the UNet and the text encoder; the VAE is float32 always.
 
     Raises ValueError, naming the file and what is wrong with it, for anything that is not exactly such a model.
@@ -74,7 +75,25 @@ def load_model(name: str | Path = "tiny", dtype: torch.dtype = torch.float32) ->
 
 def model_digest(name: str | Path = "tiny") -> str:
     """The sha256 over a model's weight files, in the order of their names; takes seconds for the real model."""
-    return _sha256(_find(name)[2])
+    path = model_path(name)
+    return _sha256(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])
+
+
+def model_path(name: str | Path) -> Path:
+    """Where a model is: "tiny" is bundled, "sd-v1-5" in the download cache, anything else a path.
+
+    Raises ValueError where there is nothing.
+    """
+    if name == "tiny":
+        return ASSETS / "tiny"
+    if name == "sd-v1-5":
+        path = find_sd_v1_5()
+        if path is None:
+            raise ValueError("the real weights are not here yet: python -m sd_teach download sd-v1-5 fetches them")
+        return path
+    if not Path(name).exists():
+        raise ValueError(f'no model at "{name}": give tiny, sd-v1-5, a model folder, or a .safetensors file')
+    return Path(name)
 
 
 def save_model(model: LatentDiffusion, folder: Path) -> None:
@@ -111,9 +130,7 @@ def check_names(expected: dict[str, torch.Size], found: dict[str, torch.Size], w
 
 def _find(name: str | Path) -> tuple[Path, ModelConfig, list[Path]]:
     """(where the model is, its config, its weight files)."""
-    path = ASSETS / "tiny" if name == "tiny" else Path(name)
-    if not path.exists():
-        raise ValueError(f'no model at "{name}": give tiny, a model folder, or a .safetensors file')
+    path = model_path(name)
     if path.is_dir():
         return path, _read_config(path / "config.json"), _shards(path)
     if path.suffix != ".safetensors":

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sd_teach.checkpoint import load_model
+from sd_teach.checkpoint import load_model, model_path
 from sd_teach.ddim import DDIMState, ddim_sample, ddim_timesteps
 from sd_teach.diffusion import LatentDiffusion
+from sd_teach.exchange import import_diffusers
 from sd_teach.guidance import GuidedModel
 from sd_teach.noise import draw_noise, image_generators, initial_noise
 
@@ -39,8 +40,9 @@ class StableDiffusion:
     def from_pretrained(
         cls, name: str | Path = "tiny", device: str | None = None, dtype: torch.dtype = torch.float32
     ) -> "StableDiffusion":
-        """Load "tiny", a model folder or a .safetensors file of Stable Diffusion v1.5.
+        """Load "tiny", "sd-v1-5" (once downloaded), a .safetensors file of Stable Diffusion v1.5, or a model folder.
 
+        A folder may be save_model's or diffusers'.
         device: "cpu", "cuda" or "mps"; the fastest present if None. dtype: of UNet and text encoder.
         Raises ValueError where the model or the device is not there, or the weights are not exactly the model's.
         """
@@ -49,7 +51,11 @@ class StableDiffusion:
             raise ValueError(f"device {device!r} cannot be used: give cpu, cuda or mps")
         if device.startswith("cpu") and dtype != torch.float32 and not (dtype == torch.bfloat16 and cpu_has_bf16()):
             raise ValueError(f"this CPU does not compute in {str(dtype).removeprefix('torch.')}: use float32")
-        model = load_model(name, dtype)
+        if (model_path(name) / "model_index.json").is_file():
+            model = import_diffusers(Path(name)).to(torch.float32)
+            model.model.to(dtype), model.cond_stage_model.to(dtype)
+        else:
+            model = load_model(name, dtype)
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:

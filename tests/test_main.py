@@ -305,3 +305,65 @@ def test_an_interruption_is_told_and_leaves_nothing(cli, tmp_path, monkeypatch):
     assert (code, stdout) == (130, "")
     assert "interrupted" in stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())
+
+
+# commands
+
+
+def answer(capsys, *arguments: str) -> tuple[int, str, str]:
+    """main() without the options that `cli` adds."""
+    try:
+        code = main(list(arguments))
+    except SystemExit as exit:
+        code = exit.code
+    return code, *capsys.readouterr()
+
+
+def test_verify_says_that_a_model_is_right(capsys, small_folder):
+    code, stdout, stderr = answer(capsys, "verify", str(small_folder))
+    assert (code, stderr) == (0, "")
+    assert stdout.endswith("right: nothing missing, nothing unexpected, every shape as it must be\n")
+
+
+def test_verify_ends_with_1_where_a_file_holds_another_model(capsys, small_folder):
+    code, stdout, stderr = answer(capsys, "verify", str(small_folder / "model.safetensors"))
+    assert (code, stderr) == (1, "")
+    assert "missing      model.diffusion_model.input_blocks.10.0" in stdout
+
+
+def test_an_exported_model_draws_the_same_picture(capsys, small_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exported = answer(capsys, "export", "--to", "diffusers", "twin", "--model", str(small_folder))
+    assert exported == (0, "twin\n", "")
+    options = ["--device", "cpu", "--steps", "4", "--scale", "3"]
+    for model, out in ((str(small_folder), "ours.png"), ("twin", "theirs.png")):
+        assert answer(capsys, "a cat", "--model", model, "--out", out, *options)[0] == 0
+    assert (pixels("ours.png") == pixels("theirs.png")).all()
+
+
+def test_download_prints_where_the_file_is(capsys, monkeypatch):
+    monkeypatch.setattr("sd_teach.download.download_sd_v1_5", lambda: Path("cache/v1-5.safetensors"))
+    assert answer(capsys, "download", "sd-v1-5") == (0, "cache/v1-5.safetensors\n", "")
+
+
+def test_the_real_weights_are_asked_for_by_name(cli, monkeypatch):
+    monkeypatch.setattr("sd_teach.checkpoint.find_sd_v1_5", lambda: None)
+    assert_one_line(cli("a cat", "--model", "sd-v1-5"), "python -m sd_teach download sd-v1-5")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["download"], "model"),
+        (["download", "sd-v2"], "sd-v2"),
+        (["verify"], "model"),
+        (["verify", "nowhere"], "nowhere"),
+        (["export", "folder"], "--to"),
+        (["export", "--to", "mlx", "folder"], "mlx"),
+        (["export", "--to", "diffusers", "folder", "--model", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_to_a_command_gives_one_line_too(capsys, tmp_path, monkeypatch, arguments, told):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(answer(capsys, *arguments), told)
+    assert not list(tmp_path.iterdir())

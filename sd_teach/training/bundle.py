@@ -34,8 +34,9 @@ Words around the subject ("best quality", "a photo of") are read and change noth
 
 ## What it cannot
 Everything else: two things at once, numbers, places, colours of the thing itself, styles, people, text. Asked for what
-it has not seen, it draws whichever known thing its text encoder finds nearest. One picture in a few dozen shows the
-wrong thing, or a shape that belongs to none.
+it has not seen, it draws whichever known thing its text encoder finds nearest. Of the pictures drawn for the figures
+below, {missed:.1%} of the seen and {missed_held_out:.1%} of the held-out pairs are nearer to another thing than to the
+one asked for.
 
 ## Figures
 Printed by `python -m sd_teach.training.metrics`; its `--help` says what each means.
@@ -53,6 +54,7 @@ otherwise, on two CPU cores. One subject x background pair in ten was never trai
 | --- | --- | --- |
 {runs}
 
+{decoder}
 ## Data and licence
 Pictures: Microsoft's Fluent emoji, MIT licence, from the npm package `{pictures}`. Names and choice of the subjects:
 this project. Word vectors, before training: the Python package `{words}` (all-MiniLM-L6-v2, Apache 2.0). Vocabulary:
@@ -97,6 +99,9 @@ def write_card(folder: Path, runs: dict[str, dict]) -> None:
         colour_names=", ".join(data.COLOURS),
         figures="\n".join(f"| {name} | {value} |" for name, value in figures.items()),
         runs="\n".join(f"| {name} | {run['step']:,} | {run['batch']} |" for name, run in runs.items()),
+        decoder="After the first, the runs of the VAE went on with its decoder alone (`--decoder-of`).\n\n",
+        missed=1 - figures["recognition_seen"],
+        missed_held_out=1 - figures["recognition_held_out"],
         pictures=data.PICTURES,
         words=text.WORDS,
         vocabulary=VOCABULARY,
@@ -109,16 +114,20 @@ def main() -> None:
     options.add_argument("--folder", type=Path, default=ASSETS / "tiny", help="where to (default: assets/tiny)")
     options.add_argument("--prompts", type=int, help="prompts a seed for the figures (default: one for each subject)")
     options.add_argument("--seeds", type=int, default=3, help="seeds for the figures (default: 3)")
+    options.add_argument(
+        "--vae", nargs="+", default=["vae"], metavar="RUN", help="runs of the VAE, the last is taken (default: vae)"
+    )
     options = options.parse_args()
     _, scale_factor = unet.latents(Run("unet"))
     model = unet.assemble(scale_factor)
+    load_trained(model.first_stage_model, options.vae[-1], "first_stage_model.")
     load_trained(model.model.diffusion_model, "unet", "model.diffusion_model.")
     save_model(model, options.folder)
     write_tokenizer(options.folder)
     model = StableDiffusion.from_pretrained(options.folder).model  # what others will load: rounded to float16
     figures = metrics.measure(model, options.prompts, options.seeds)
     (options.folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
-    write_card(options.folder, {name: Run(name).settings() for name in ("vae", "text", "unet")})
+    write_card(options.folder, {name: Run(name).settings() for name in (*options.vae, "text", "unet")})
     print(json.dumps(figures, indent=1))
 
 

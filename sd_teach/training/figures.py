@@ -10,7 +10,7 @@ from sd_teach.pipeline import StableDiffusion, to_images
 
 HERO = (
     "a cat",
-    "a pizza on a yellow background",
+    "a pizza on a green background",
     "a rocket on a blue background",
     "a penguin on a pink background",
     "a sailboat on a turquoise background",
@@ -19,14 +19,14 @@ HERO = (
     "a sunflower on a brown background",
     "a guitar on a white background",
     "a turtle on a red background",
-    "a cupcake on a green background",
+    "a cupcake on a yellow background",
     "a dog on a black background",
 )
 SEED = 12345
 
 
 def hero(sd: StableDiffusion) -> Figure:
-    """A dozen prompts, one seed, defaults; nothing chosen by hand afterwards."""
+    """A dozen prompts, one seed, the defaults."""
     images = [sd.text_to_image(prompt, seed=SEED).images[0] for prompt in HERO]
     return plots.image_grid(images, HERO, columns=6, side=1.9)
 

@@ -15,13 +15,13 @@ from sd_teach.vae import AutoencoderKL, VAEConfig
 
 TINY = VAEConfig(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=8)
 NOISE = 0.05  # standard deviation added to latents, whose own is about 2
-CROP = 64  # pixels
 
 
 class Crops:
-    """Random crops of the training pictures at 128 and 256 pixels on named, random and graded backgrounds."""
+    """Random crops, `side` pixels wide, of the training pictures at 128 and 256 pixels on all kinds of backgrounds."""
 
-    def __init__(self):
+    def __init__(self, side: int):
+        self.side = side
         kept = set(data.kept_from_vae())
         codes = [code for code in data.base_codes() if code not in kept]
         self.pictures = [data.load_rgba(codes, size) for size in (128, 128, 256)]  # two thirds at 128
@@ -35,12 +35,12 @@ class Crops:
         for _ in range(batch):
             pictures = self.pictures[integers(len(self.pictures))[0]]
             size = pictures.shape[-1]
-            x, y = integers(size - CROP + 1, 2)
-            rgba = pictures[integers(len(pictures))[0], None, :, y : y + CROP, x : x + CROP]
+            x, y = integers(size - self.side + 1, 2)
+            rgba = pictures[integers(len(pictures))[0], None, :, y : y + self.side, x : x + self.side]
             kind = integers(10)[0]
             ends = named[integers(len(named), 2)] if kind < 7 else 255 * torch.rand(2, 3, generator=generator)
             if kind in (0, 7):  # a vertical gradient from one colour to the other
-                ramp = ((y + torch.arange(CROP)) / size)[None, :, None]
+                ramp = ((y + torch.arange(self.side)) / size)[None, :, None]
                 colour = torch.lerp(ends[0][:, None, None], ends[1][:, None, None], ramp)
             else:
                 colour = ends[0][:, None, None]
@@ -69,6 +69,7 @@ def main() -> None:
     options.add_argument(
         "--decoder-of", metavar="RUN", help="go on with the decoder of that run alone: its latents stay as they are"
     )
+    options.add_argument("--crop", type=int, default=64, help="pixels on a side of what is trained on, 128 at most")
     options = options.parse_args()
     run = Run(options.run)
     torch.manual_seed(0)
@@ -79,7 +80,7 @@ def main() -> None:
         vae.quant_conv.requires_grad_(False)
     elif not options.fresh:
         start_from_bundled(vae, "first_stage_model.")
-    crops = Crops()
+    crops = Crops(options.crop)
     kept = {size: metrics.kept_pictures(size) for size in (128, 256)}
 
     def loss_at(generator: torch.Generator) -> Tensor:
