@@ -6,13 +6,14 @@ names it; weights that load quietly only in part make pictures that are quietly 
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sd_teach import ASSETS
@@ -21,6 +22,7 @@ from sd_teach.download import find_sd_v1_5
 
 INDEX = "model.safetensors.index.json"
 SUMS = "SHA256SUMS"
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what weights may be stored in
 
 # what the real file may hold beside the networks' 1,130 tensors, none of it a weight
 EXTRA_NAMES = {
@@ -54,20 +56,25 @@ def load_model(name: str | Path = "tiny", dtype: torch.dtype = torch.float32) ->
     state = {}
     for file in files:
         try:
-            state |= load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} cannot be read as safetensors, get it again: {error}") from None
+            tensors = load_file(file)
+        except Exception as error:  # what a hostile file makes the library raise has no common base
+            raise ValueError(f"{file} cannot be read as safetensors, get it again: {_line(error)}") from None
+        if twice := sorted(state.keys() & tensors.keys()):
+            raise ValueError(f"{file} holds {_line(twice[0])} again, another shard has it")
+        state |= tensors
     if path.is_dir():
         _check_sums(files)
     try:
         with torch.device("meta"):  # shapes only: no memory, no time spent on random weights
             model = LatentDiffusion(config)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError) as error:
-        raise ValueError(f"{path / 'config.json'} describes no network that can be built: {error}") from None
+    except Exception as error:  # three libraries look at the sizes, each with errors of its own
+        raise ValueError(f"{path / 'config.json'} describes no network that can be built: {_line(error)}") from None
     _check_schedule(state, model, path)
     state = {k: v for k, v in state.items() if k not in EXTRA_NAMES}
     check_names({k: v.shape for k, v in model.state_dict().items()}, {k: v.shape for k, v in state.items()}, path)
     for key in state:
+        if state[key].dtype not in FLOATS:
+            raise ValueError(f"{path}: {key} is of {state[key].dtype}, weights are floating-point numbers")
         state[key] = state[key].to(torch.float32 if key.startswith("first_stage_model.") else dtype)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
@@ -125,7 +132,7 @@ def check_names(expected: dict[str, torch.Size], found: dict[str, torch.Size], w
         if names
     ]
     if told:
-        raise ValueError(f"{where} does not hold this model; {'; '.join(told)}")
+        raise ValueError(f"{where} does not hold this model; {_line('; '.join(told))}")
 
 
 def _find(name: str | Path) -> tuple[Path, ModelConfig, list[Path]]:
@@ -141,9 +148,11 @@ def _find(name: str | Path) -> tuple[Path, ModelConfig, list[Path]]:
 def _shards(folder: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
+        if not names or not all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in names):
+            raise ValueError("names are missing or strange")
     except FileNotFoundError:
         names = ["model.safetensors"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{folder / INDEX} is not an index of safetensors shards") from None
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -154,7 +163,10 @@ def _shards(folder: Path) -> list[Path]:
 def _check_sums(files: list[Path]) -> None:
     sums = files[0].with_name(SUMS)
     if sums.exists():
-        told = sums.read_text().split()
+        try:
+            told = sums.read_text().split()
+        except (OSError, ValueError):
+            raise ValueError(f"{sums} cannot be read") from None
         digests = dict(zip(told[1::2], told[::2], strict=False))
         for file in files:
             if digests.get(file.name) != _sha256([file]):
@@ -165,10 +177,21 @@ def _check_schedule(state: dict[str, torch.Tensor], model: LatentDiffusion, path
     # the file's own tables are not used; where they are there, they must say what ours say
     for name in ("betas", "alphas_cumprod"):
         ours = getattr(model.schedule, name)
-        if name in state and not (
-            state[name].shape == ours.shape and torch.allclose(state[name].float(), ours, rtol=2e-3, atol=1e-7)
-        ):
+        if name not in state:
+            continue
+        if state[name].dtype not in FLOATS:
+            raise ValueError(
+                f"{path}: its {name}, the noise schedule, are of {state[name].dtype}, not numbers like ours"
+            )
+        # another schedule differs by percents, a half-precision copy of ours by its rounding
+        theirs, rounding = state[name].float(), max(1e-4, torch.finfo(state[name].dtype).eps)
+        if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=rounding, atol=1e-7):
             raise ValueError(f"{path} was trained with another noise schedule: its {name} are not ours")
+
+
+def _line(error: object) -> str:
+    """What a library or a file says, cut to one printable line."""
+    return "".join(c if c.isprintable() else " " for c in str(error).strip().split("\n")[0])[:300]
 
 
 def _sha256(files: Iterable[Path]) -> str:
@@ -185,8 +208,8 @@ def _read_config(path: Path) -> ModelConfig:
         return _build(ModelConfig, json.loads(path.read_text()))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is no model folder: it has no config.json") from None
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path} is not a model's config: {error}") from None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is not a model's config: {_line(error)}") from None
 
 
 def _build(kind: type, values: object):
@@ -198,8 +221,21 @@ def _build(kind: type, values: object):
         raise ValueError(f"{kind.__name__} has no field {', '.join(sorted(unknown))}")
     made = {}
     for name, value in values.items():
-        nested = types[name]
-        made[name] = (
-            _build(nested, value) if is_dataclass(nested) else tuple(value) if isinstance(value, list) else value
-        )
+        wanted = types[name]
+        if is_dataclass(wanted):
+            made[name] = _build(wanted, value)
+            continue
+        value = tuple(value) if isinstance(value, list) else value
+        if not _fits(value, wanted):
+            raise TypeError(f"{kind.__name__}.{name} is {value!r}")
+        made[name] = value
     return kind(**made)
+
+
+def _fits(value: object, wanted: type) -> bool:
+    # the tuples in the configs all hold whole numbers
+    if wanted in (int, str):
+        return type(value) is wanted
+    if wanted is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return isinstance(value, tuple) and len(value) > 0 and all(type(item) is int for item in value)

@@ -68,9 +68,10 @@ class Answer(BaseHTTPRequestHandler):
             self.send_header("X-Linked-Etag", f'"{hashlib.sha256(hub.data).hexdigest()}"')
             self.send_header("X-Linked-Size", str(hub.told_size or len(hub.data)))
             self.send_header("Content-Length", "0")
-            self.end_headers()
+            # noted before it is sent: the test may look as soon as the client has the answer
             if hub.status != 302 or self.command == "HEAD":
                 hub.seen.append(f"{self.command} {hub.status}")
+            self.end_headers()
             return
         asked = self.headers["Range"] if hub.knows_ranges else None
         hub.seen.append(f"{self.command} {self.headers['Range'] or 'all'}")

@@ -94,7 +94,12 @@ def test_a_noisy_run_equals_diffusers_given_the_same_noises(steps, eta, dtype, a
 @torch.no_grad()
 def test_a_guided_run_through_the_unet_equals_diffusers(scale, dtype, atol):
     config = UNetConfig(
-        model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2, 1), context_dim=24
+        model_channels=32,
+        channel_mult=(1, 2),
+        num_res_blocks=1,
+        attention_resolutions=(2, 1),
+        context_dim=24,
+        norm_groups=16,
     )
     unet, their_unet = unet_twins(config, dtype)
     for convolution in (unet.out[2], their_unet.conv_out):

@@ -11,7 +11,12 @@ from torch.testing import assert_close
 from sd_teach.unet import UNetConfig
 
 SMALL = UNetConfig(
-    model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2, 1), context_dim=24
+    model_channels=32,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attention_resolutions=(2, 1),
+    context_dim=24,
+    norm_groups=16,
 )
 CONFIGS = {
     "two levels": SMALL,
@@ -32,7 +37,9 @@ CONFIGS = {
         context_dim=24,
         norm_groups=8,
     ),
-    "one level": UNetConfig(model_channels=32, channel_mult=(1,), attention_resolutions=(1,), context_dim=32),
+    "one level": UNetConfig(
+        model_channels=32, channel_mult=(1,), attention_resolutions=(1,), context_dim=32, norm_groups=8
+    ),
     "narrowing again, 3 blocks, other latents": UNetConfig(
         in_channels=9,
         out_channels=8,
@@ -60,7 +67,10 @@ def test_the_unet_equals_diffusers(config):
     x, t, context = inputs(config)
     with torch.no_grad():
         answer, expected = ours(x, t, context), theirs(x, t, context).sample
+        other_times, other_texts = theirs(x, t.flip(0), context).sample, theirs(x, t, context.flip(0)).sample
     assert 0.3 < expected.std() < 3
+    # norms with one channel a group would take the time embedding away again
+    assert min((expected - other_times).std(), (expected - other_texts).std()) > 0.01
     assert_close(answer, expected, rtol=0, atol=1e-11)
 
 
