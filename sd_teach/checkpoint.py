@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -112,6 +113,8 @@ def save_model(model: LatentDiffusion, folder: Path) -> None:
     save_torch_state_dict(state, folder, max_shard_size="16MB")
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
     files = sorted(folder.glob("model*.safetensors"))
+    for file in files:
+        shutil.copymode(folder / "config.json", file)  # safetensors lets only the owner read its files
     (folder / SUMS).write_text("".join(f"{_sha256([file])}  {file.name}\n" for file in files))
 
 

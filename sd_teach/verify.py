@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sd_teach.checkpoint import EXTRA_NAMES, SUMS, _check_sums, _find, model_digest
+from sd_teach.checkpoint import EXTRA_NAMES, SUMS, _check_sums, _find, _line, model_digest
 from sd_teach.diffusion import LatentDiffusion
 from sd_teach.download import SD_V1_5, sha256_of
 from sd_teach.noise import NoiseSchedule
@@ -75,7 +75,7 @@ def verify(name: str | Path) -> Report:
         with torch.device("meta"):  # shapes only
             model = LatentDiffusion(config)
     except Exception as error:  # the libraries have kinds of their own for this
-        raise ValueError(f"{path / 'config.json'} describes no network that can be built: {error}") from None
+        raise ValueError(f"{path / 'config.json'} describes no network that can be built: {_line(error)}") from None
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     known = schedule_tables(model.schedule)
 
@@ -91,7 +91,7 @@ def verify(name: str | Path) -> Report:
                     if name in known and (fault := _table_fault(opened, name, shape, dtype, known[name])):
                         problems.append(("wrong schedule", name, fault))
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} cannot be read as safetensors, get it again: {error}") from None
+            raise ValueError(f"{file} cannot be read as safetensors, get it again: {_line(error)}") from None
     problems += _differences(expected, found)
 
     networks = {}

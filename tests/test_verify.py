@@ -204,6 +204,13 @@ def test_what_cannot_be_read_is_an_error_of_one_line(folder, data, given):
         verify.verify(folder if given == "folder" else path)
 
 
+def test_a_config_of_no_network_is_an_error_of_one_line(folder):
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"hidden_size": 4', '"hidden_size": 5'))
+    with pytest.raises(ValueError, match=r"config\.json describes no network that can be built: .+\Z"):
+        verify.verify(folder)
+
+
 def test_nothing_there_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no model at"):
         verify.verify(tmp_path / "nowhere")
