@@ -74,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         parser.error("not enough memory for pictures of this size and number")
     except KeyboardInterrupt:
-        print("interrupted, nothing written", file=sys.stderr)
+        print("interrupted", file=sys.stderr)
         return 130
     return 0
 

@@ -236,9 +236,11 @@ def _build(kind: type, values: object):
 
 
 def _fits(value: object, wanted: type) -> bool:
-    # the tuples in the configs all hold whole numbers
-    if wanted in (int, str):
-        return type(value) is wanted
+    # tuples in the configs hold whole numbers; a size beyond 100,000 would take hours to build and belongs to no model
+    if wanted is str:
+        return type(value) is str
+    if wanted is int:
+        return type(value) is int and abs(value) <= 100_000
     if wanted is float:
         return type(value) in (int, float) and math.isfinite(value)
-    return isinstance(value, tuple) and len(value) > 0 and all(type(item) is int for item in value)
+    return isinstance(value, tuple) and len(value) > 0 and all(_fits(item, int) for item in value)

@@ -61,6 +61,12 @@ this project. Word vectors, before training: the Python package `{words}` (all-M
 CLIP's, from the Python package `{vocabulary}` (MIT). The weights are under this project's MIT licence.
 """
 
+DECODER_RUNS = """\
+Runs of the VAE after the first went on with its decoder alone (`--decoder-of`), so that latents stayed as they were;
+the one called whole saw whole pictures instead of crops (`--crop 128 --batch 3`), which is what decoding will see.
+
+"""
+
 
 def write_tokenizer(folder: Path) -> None:
     """Write CLIP's vocab.json and merges.txt, as CLIPTokenizer reads them, from the published merge list."""
@@ -99,7 +105,7 @@ def write_card(folder: Path, runs: dict[str, dict]) -> None:
         colour_names=", ".join(data.COLOURS),
         figures="\n".join(f"| {name} | {value} |" for name, value in figures.items()),
         runs="\n".join(f"| {name} | {run['step']:,} | {run['batch']} |" for name, run in runs.items()),
-        decoder="After the first, the runs of the VAE went on with its decoder alone (`--decoder-of`).\n\n",
+        decoder=DECODER_RUNS if len(runs) > 3 else "",
         missed=1 - figures["recognition_seen"],
         missed_held_out=1 - figures["recognition_held_out"],
         pictures=data.PICTURES,
