@@ -65,11 +65,7 @@ def load_model(name: str | Path = "tiny", dtype: torch.dtype = torch.float32) ->
         state |= tensors
     if path.is_dir():
         _check_sums(files)
-    try:
-        with torch.device("meta"):  # shapes only: no memory, no time spent on random weights
-            model = LatentDiffusion(config)
-    except Exception as error:  # three libraries look at the sizes, each with errors of its own
-        raise ValueError(f"{path / 'config.json'} describes no network that can be built: {_line(error)}") from None
+    model = empty_model(path, config)
     _check_schedule(state, model, path)
     state = {k: v for k, v in state.items() if k not in EXTRA_NAMES}
     check_names({k: v.shape for k, v in model.state_dict().items()}, {k: v.shape for k, v in state.items()}, path)
@@ -79,6 +75,18 @@ def load_model(name: str | Path = "tiny", dtype: torch.dtype = torch.float32) ->
         state[key] = state[key].to(torch.float32 if key.startswith("first_stage_model.") else dtype)
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def empty_model(path: Path, config: ModelConfig) -> LatentDiffusion:
+    """The networks on the meta device: shapes only, no memory, no time spent on random weights.
+
+    Raises ValueError, naming the model's folder `path`, where no network can have these sizes.
+    """
+    try:
+        with torch.device("meta"):
+            return LatentDiffusion(config)
+    except Exception as error:  # three libraries look at the sizes, each with errors of its own
+        raise ValueError(f"{path / 'config.json'} describes no network that can be built: {_line(error)}") from None
 
 
 def model_digest(name: str | Path = "tiny") -> str:

@@ -12,8 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sd_teach.checkpoint import EXTRA_NAMES, SUMS, _check_sums, _find, _line, model_digest
-from sd_teach.diffusion import LatentDiffusion
+from sd_teach.checkpoint import EXTRA_NAMES, SUMS, _check_sums, _find, _line, empty_model, model_digest
 from sd_teach.download import SD_V1_5, sha256_of
 from sd_teach.noise import NoiseSchedule
 
@@ -71,11 +70,7 @@ def verify(name: str | Path) -> Report:
     Raises ValueError for what cannot be read as a model at all; any other difference is in the report.
     """
     path, config, files = _find(name)
-    try:
-        with torch.device("meta"):  # shapes only
-            model = LatentDiffusion(config)
-    except Exception as error:  # the libraries have kinds of their own for this
-        raise ValueError(f"{path / 'config.json'} describes no network that can be built: {_line(error)}") from None
+    model = empty_model(path, config)
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     known = schedule_tables(model.schedule)
 

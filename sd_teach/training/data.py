@@ -152,7 +152,16 @@ class Subject:
 
     def is_held_out(self, colour: int) -> bool:
         """Whether training never sees this subject on that colour of COLOURS: one pair in ten."""
-        return (self.index + colour) % 10 == 0
+        return bool(_held_out(self.index, colour))
+
+
+def _held_out(subjects, colours):
+    return (subjects + colours) % 10 == 0
+
+
+def seen_colours(subjects: Tensor, colours: Tensor) -> Tensor:
+    """The colours [b], moved on by one wherever the pair of subject index and colour is held out from training."""
+    return torch.where(_held_out(subjects, colours), (colours + 1) % len(COLOURS), colours)
 
 
 @lru_cache

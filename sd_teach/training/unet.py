@@ -87,8 +87,7 @@ class Batches:
             return torch.randint(high, (batch,), generator=generator)
 
         subjects, colours, views = (integers(n) for n in self.latents.shape[:3])
-        held_out = (subjects + colours) % 10 == 0
-        colours = torch.where(held_out, (colours + 1) % len(metrics.COLOURS), colours)
+        colours = data.seen_colours(subjects, colours)
         captions = []
         for s, c, name, frame, kind in zip(subjects, colours, *(integers(3000) for _ in range(3)), strict=True):
             subject = data.subjects()[s]
