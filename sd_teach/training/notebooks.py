@@ -4,6 +4,7 @@ To be called when the model, the code or the text has changed. Two runs on one m
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import nbformat
@@ -11,17 +12,21 @@ from nbclient import NotebookClient
 from tqdm.auto import tqdm
 
 from sd_teach import ASSETS
+from sd_teach.lesson import STORE
 
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def run_in_place(path: Path) -> None:
-    """Execute a notebook and write it back without what changes from run to run or machine to machine."""
+    """Execute a notebook and write it back without what changes from run to run or machine to machine.
+
+    The pictures it checks become the ones that later runs are compared with.
+    """
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(
         notebook, kernel_name="python3", record_timing=False, resources={"metadata": {"path": path.parent}}
     )
-    client.execute()
+    client.execute(env=os.environ | {STORE: "1"})
     notebook.metadata.pop("widgets", None)
     notebook.metadata["language_info"] = {"name": "python"}
     for cell in notebook.cells:
