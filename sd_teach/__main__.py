@@ -13,11 +13,13 @@ commands, instead of a prompt, each with a --help of its own:
   download sd-v1-5        fetch the real weights (4.3 GB)
   verify MODEL            compare a file or folder with the model it should be
   export --to diffusers   write a folder that diffusers opens
+  course FOLDER           a copy of the notebooks to work in, outputs cleared
 
 examples:
   python -m sd_teach "a cat"
   python -m sd_teach "a pizza on a blue background" --seed 7 --n 3 --out pizza.png
   python -m sd_teach "a rocket" --negative "a blue background" --scale 5 --steps 50
+  python -m sd_teach --from-png pizza.png --seed 8
 """
 
 
@@ -35,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("prompt", help="what to draw; may be empty")
+    parser.add_argument("prompt", nargs="?", help="what to draw; may be empty")
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to move away from")
     parser.add_argument("--scale", type=float, metavar="S", help="guidance scale, 0 or more (default: the model's)")
     parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps, 1 to 1000 (default: 20)")
@@ -53,6 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the UNet and text encoder"
     )
+    parser.add_argument(
+        "--from-png", type=Path, metavar="FILE", help="repeat the run that made a picture; other options change it"
+    )
     parser.add_argument("--out", type=Path, default=Path("out.png"), help="PNG file to write (default: out.png)")
     return parser
 
@@ -66,6 +71,11 @@ def main(argv: list[str] | None = None) -> int:
             return COMMANDS[arguments[0]](arguments[1:])
         options = parser.parse_args(arguments)
         outputs = _outputs(options.out, options.n)
+        if options.from_png:
+            parser.set_defaults(**_settings(options.from_png))
+            options = parser.parse_args(arguments)
+        if options.prompt is None:
+            parser.error("a prompt is needed: what should be drawn?")
         run(options, outputs)
     except ValueError as error:
         parser.error(str(error))
@@ -126,6 +136,26 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
         print(path)
 
 
+# option of the command line -> key in a picture's text chunks
+_TOLD = {"negative": "negative_prompt", "scale": "guidance_scale"} | {
+    key: key for key in ("prompt", "steps", "width", "height", "eta", "seed", "model")
+}
+
+
+def _settings(path: Path) -> dict[str, str]:
+    """The options of the run that made a picture, as its text chunks tell them."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as picture:
+            told = picture.info
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a picture'}") from None
+    if missing := [key for key in _TOLD.values() if key not in told]:
+        raise ValueError(f"{path} does not tell how it was made: {missing[0]} is not among its text chunks")
+    return {option: told[key] for option, key in _TOLD.items()}
+
+
 def _download(arguments: list[str]) -> int:
     parser = _Parser(prog="sd-teach download", description="Fetch a model's weights, and verify them.")
     parser.add_argument("model", choices=["sd-v1-5"], help="Stable Diffusion v1.5, 4.3 GB")
@@ -163,7 +193,17 @@ def _export(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = {"download": _download, "verify": _verify, "export": _export}
+def _course(arguments: list[str]) -> int:
+    parser = _Parser(prog="sd-teach course", description="Copy the notebooks, outputs cleared, to work in.")
+    parser.add_argument("folder", type=Path, help="where to; made if it is not there")
+    options = parser.parse_args(arguments)
+    from sd_teach.course import write_course
+
+    print(write_course(options.folder)[0])
+    return 0
+
+
+COMMANDS = {"download": _download, "verify": _verify, "export": _export, "course": _course}
 
 
 def _outputs(out: Path, n: int) -> list[Path]:

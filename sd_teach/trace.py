@@ -1,9 +1,14 @@
-"""Watching the networks without changing them: which shapes pass through, and how many parameters sit where."""
+"""Watching without changing: which shapes pass through a network, and the states a run went through."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from sd_teach.ddim import DDIMState
 
 
 @dataclass(frozen=True)
@@ -74,3 +79,35 @@ def _print_table(rows: list[LedgerRow], total: int) -> None:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
+
+
+_TENSORS = ("x", "eps", "pred_x0", "x_prev")  # of a DDIMState, each [b, 4, h, w]
+
+
+def save_states(states: Sequence[DDIMState], path: Path) -> None:
+    """Save a run's states, in their order, as one safetensors file of float32: t [S], and x, eps, ... [S, b, 4, h, w].
+
+    A list is all it takes to record them: `sd.text_to_image(..., callback=states.append)`.
+    Raises ValueError where there is no state, or the file cannot be written.
+    """
+    if not states:
+        raise ValueError("there are no states to save")
+    tensors = {name: torch.stack([getattr(state, name) for state in states]).cpu().contiguous() for name in _TENSORS}
+    tensors["t"] = torch.tensor([state.t for state in states])
+    try:
+        save_file(tensors, path)
+    except Exception as error:  # the library has one of its own for every trouble with a file
+        raise ValueError(f"cannot write {path}: {error}") from None
+
+
+def load_states(path: Path) -> list[DDIMState]:
+    """The states that save_states saved, on the CPU.
+
+    Raises ValueError where the file is missing or holds something else.
+    """
+    try:
+        tensors = load_file(path)
+        columns = [tensors[name] for name in ("t", *_TENSORS)]
+    except Exception as error:
+        raise ValueError(f"{path} holds no states of a run: {error}") from None
+    return [DDIMState(index, int(t), *row) for index, (t, *row) in enumerate(zip(*columns, strict=True))]

@@ -77,7 +77,7 @@ def test_help_and_wrong_options_answer_without_the_heavy_imports(arguments):
 def test_help_names_every_option():
     made = command("--help")
     assert made.returncode == 0 and made.stderr == ""
-    options = "negative scale steps eta seed n width height model device dtype out"
+    options = "negative scale steps eta seed n width height model device dtype from-png out"
     assert all(f"  --{option} " in made.stdout for option in options.split())
 
 
@@ -176,6 +176,44 @@ def test_an_older_picture_is_replaced(cli, tmp_path):
 
 def test_an_empty_prompt_draws_a_picture(cli):
     assert cli("")[:2] == (0, "out.png\n")
+
+
+def test_from_png_repeats_the_run_a_picture_was_made_with(cli):
+    options = ["--negative", "a dog", "--scale", "2.5", "--steps", "4", "--seed", "9", "--eta", "0.5", "--width", "80"]
+    cli("a cat", *options, "--out", "cat.png")
+    code, out, error = cli("--from-png", "cat.png", "--out", "again.png")
+    assert (code, out) == (0, "again.png\n"), error
+    assert Path("again.png").read_bytes() == Path("cat.png").read_bytes()
+
+
+def test_from_png_lets_other_options_change_the_run(cli):
+    cli("a cat", "--seed", "9", "--steps", "2", "--out", "cat.png")
+    cli("--from-png", "cat.png", "a dog", "--seed", "8", "--out", "changed.png")
+    cli("a dog", "--seed", "8", "--steps", "2", "--out", "plain.png")
+    assert Path("changed.png").read_bytes() == Path("plain.png").read_bytes()
+
+
+def test_the_second_picture_of_a_run_is_repeated_alone(cli):
+    cli("a cat", "--n", "2", "--steps", "2", "--out", "cat.png")
+    cli("--from-png", "cat-1.png", "--out", "again.png")
+    assert abs(pixels("again.png") - pixels("cat-1.png")).max() <= 1
+
+
+def test_from_png_refuses_what_does_not_tell_how_it_was_made(cli):
+    Image.new("RGB", (8, 8)).save("plain.png")
+    Path("text.png").write_text("no picture")
+    for name, told in (
+        ("plain.png", "does not tell how it was made"),
+        ("text.png", "not a picture"),
+        ("missing.png", "No such file"),
+    ):
+        code, out, error = cli("--from-png", name)
+        assert (code, out) == (2, "") and told in error and error.count("\n") == 1
+
+
+def test_a_missing_prompt_is_asked_for(cli):
+    code, _, error = cli()
+    assert code == 2 and error == "sd-teach: a prompt is needed: what should be drawn? (--help lists the options)\n"
 
 
 def test_a_negative_prompt_at_scale_1_is_warned_of_in_one_line(cli):

@@ -1,10 +1,10 @@
-"""The shape ledger: what passes through which block, and what it weighs."""
+"""What passes through which block, what it weighs, and the states of a run, kept and read back."""
 
 import pytest
 import torch
 from torch import nn
 
-from sd_teach.trace import shape_ledger
+from sd_teach.trace import load_states, save_states, shape_ledger
 from sd_teach.unet import UNetModel
 
 TOTAL = 859_520_964
@@ -106,3 +106,30 @@ def test_hooks_of_others_are_left_where_they_are():
     rows = shape_ledger(layer, torch.zeros(1, 2))
     assert [(row.block, row.output, row.parameters) for row in rows] == [("0", (1, 3), 9), ("1", (1, 4), 16)]
     assert hooks(layer) == 1 and seen == [1]
+
+
+@pytest.fixture
+def states(sd) -> list:
+    recorded = []
+    sd.text_to_image("a cat", seed=1, num_images=2, steps=3, callback=recorded.append)
+    return recorded
+
+
+def test_saved_states_come_back_as_they_were(states, tmp_path):
+    save_states(states, tmp_path / "run.safetensors")
+    loaded = load_states(tmp_path / "run.safetensors")
+    assert [(state.index, state.t) for state in loaded] == [(state.index, state.t) for state in states]
+    for name in ("x", "eps", "pred_x0", "x_prev"):
+        assert all(torch.equal(getattr(a, name), getattr(b, name)) for a, b in zip(loaded, states, strict=True))
+
+
+def test_states_that_cannot_be_saved_or_read_are_refused_in_one_line(states, tmp_path):
+    with pytest.raises(ValueError, match="no states to save"):
+        save_states([], tmp_path / "run.safetensors")
+    with pytest.raises(ValueError, match="cannot write"):
+        save_states(states, tmp_path / "nowhere" / "run.safetensors")
+    with pytest.raises(ValueError, match="holds no states"):
+        load_states(tmp_path / "run.safetensors")
+    (tmp_path / "other").write_bytes(b"not a safetensors file")
+    with pytest.raises(ValueError, match="holds no states"):
+        load_states(tmp_path / "other")
