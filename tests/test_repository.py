@@ -2,8 +2,10 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -47,3 +49,35 @@ def test_links_within_the_repository_lead_somewhere(page):
 
 def test_every_module_of_the_taught_path_has_its_test_file():
     assert not [name for name in TAUGHT if not (ROOT / "tests" / f"test_{name}.py").exists()]
+
+
+def written(path: Path, *kinds: str) -> str:
+    """What people wrote in a file; of a notebook the cells of these kinds, without their outputs."""
+    if path.suffix != ".ipynb":
+        return path.read_text()
+    return "\n\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type in kinds)
+
+
+def test_the_spelling_is_right(tracked, tmp_path):
+    for path in tracked:
+        if path.suffix in {".py", ".md", ".ipynb", ".toml"}:
+            copy = (tmp_path / path.relative_to(ROOT)).with_suffix(f"{path.suffix}.txt")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(written(path, "markdown", "code"))
+    found = subprocess.run([sys.executable, "-m", "codespell_lib", tmp_path], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+FORMULA = re.compile(r"(?s)\$\$(.+?)\$\$|\$([^$\n]+)\$")
+PAIRS = ((r"(?<!\\)\{", r"(?<!\\)\}"), (r"\\left(?![a-z])", r"\\right(?![a-z])"), (r"\\begin", r"\\end"))
+
+
+def test_formulas_are_whole(tracked):
+    """Dollars, braces, left and right come in pairs; that formulas render, the browser test shows."""
+    for path in (path for path in tracked if path.suffix in {".md", ".ipynb"}):
+        text = re.sub(r"(?s)```.*?```|`[^`\n]*`|\\\$", "", written(path, "markdown"))  # code has dollars of its own
+        assert "$" not in FORMULA.sub("", text), path.name
+        for formula in ("".join(groups) for groups in FORMULA.findall(text)):
+            assert "\n\n" not in formula, (path.name, formula)
+            for left, right in PAIRS:
+                assert len(re.findall(left, formula)) == len(re.findall(right, formula)), (path.name, formula)
