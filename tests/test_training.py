@@ -1,14 +1,19 @@
 """The code that made assets/tiny: data, the loop that resumes exactly, the yardsticks."""
 
 import argparse
+import csv
+import json
+import random
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from sd_teach.training import bundle, data, loop, metrics, text, unet, vae
+from sd_teach.checkpoint import load_model
+from sd_teach.training import bundle, data, drawings, loop, metrics, scenes, text, unet, vae
 from sd_teach.unet import UNetModel
 from sd_teach.vae import AutoencoderKL
 
@@ -75,26 +80,315 @@ def test_transparent_pixels_do_not_bleed_when_a_picture_is_resized(tmp_path):
     assert data.load_rgba(["x"], 16, tmp_path)[0, 0].max() == 0
 
 
-def test_placements_stay_inside_the_picture():
-    rgba = shown("cat")
-    plain, mirrored, moved, moved_mirrored = unet.placements(rgba)
-    assert torch.equal(mirrored, rgba.flip(-1)) and torch.equal(plain, rgba)
-    assert torch.equal(moved_mirrored, moved.flip(-1))
-    covered = [view[:, 3].float().mean() / 255 for view in (plain, moved)]
-    assert covered[1] / covered[0] == pytest.approx(0.94**2, abs=0.02)
+# --- drawings ---
 
 
-def test_training_batches_never_hold_a_held_out_pair():
-    subjects, colours = len(data.subjects()), len(COLOURS)
-    marked = torch.arange(subjects)[:, None] + torch.arange(colours) / 16
-    latents = marked.view(subjects, colours, 1, 1, 1, 1).expand(-1, -1, 4, 4, 1, 1)
-    x0, captions = unet.Batches(latents).draw(2000, torch.Generator().manual_seed(0))
-    pairs = [(data.subjects()[int(v)], round((v % 1).item() * 16)) for v in x0[:, 0, 0, 0]]
-    assert not any(subject.is_held_out(colour) for subject, colour in pairs)
-    assert captions.count("") / len(captions) == pytest.approx(unet.EMPTY, abs=0.02)
-    for (subject, colour), caption in zip(pairs, captions, strict=True):
-        assert caption == "" or any(name in caption for name in subject.names)
-        assert "background" not in caption or COLOURS[colour] in caption
+def square(*colour: int) -> torch.Tensor:
+    """uint8 [1, 4, 128, 128]: an opaque square of 64 pixels in the middle of nothing."""
+    rgba = torch.zeros(1, 4, 128, 128, dtype=torch.uint8)
+    rgba[0, :, 32:96, 32:96] = torch.tensor([*colour, 255], dtype=torch.uint8)[:, None, None]
+    return rgba
+
+
+def test_pixel_art_has_squares_of_one_colour_that_are_clear_or_opaque():
+    art = drawings.pixel_art(shown("cat"))
+    cells = art.unfold(2, 8, 8).unfold(3, 8, 8)
+    assert torch.equal(cells, cells[..., :1, :1].expand_as(cells))
+    assert set(art[:, 3].unique().tolist()) == {0, 255}
+
+
+def test_a_line_drawing_is_white_with_a_dark_outline():
+    large = square(200, 30, 30).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    drawing = drawings.line_drawing(large)[0]
+    assert drawing.shape == (4, 128, 128)
+    assert drawing[:, 64, 64].tolist() == [255, 255, 255, 255]
+    assert drawing[:, 64, 32].tolist() == [drawings.INK] * 3 + [255]
+    assert drawing[3, 64, 20] == 0
+
+
+def test_a_tint_is_the_colour_where_the_picture_has_its_mean_brightness_and_keeps_the_alpha():
+    purple = torch.tensor([[130.0, 70.0, 190.0]])
+    tinted = drawings.tint(square(128, 128, 128), purple)
+    assert (tinted[0, :3, 64, 64].float() - purple[0]).abs().max() <= 1
+    cat = shown("cat")
+    tinted = drawings.tint(cat, purple).float()
+    assert torch.equal(tinted[:, 3], cat[:, 3].float())
+    assert (tinted[:, :3] <= tinted[:, 3:]).all()  # premultiplied still
+    light = cat[:, :3].float().mean(1).flatten()
+    assert torch.corrcoef(torch.stack([light, tinted[:, :3].mean(1).flatten()]))[0, 1] > 0.9  # light and shade remain
+
+
+# --- scenes ---
+
+
+def scene(name: str, **changed: int) -> list[int]:
+    row = dict.fromkeys(scenes.ATTRIBUTES, 0) | {"other": -1, "tint": -1, "other_tint": -1}
+    return list((row | {"subject": next(s.index for s in data.subjects() if s.name == name)} | changed).values())
+
+
+def number(name: str) -> int:
+    return next(s.index for s in data.subjects() if s.name == name)
+
+
+RED, BLUE, PURPLE = (COLOURS.index(name) for name in ("red", "blue", "purple"))
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (scene("cat", background=BLUE), "a cat on a blue background"),
+        (scene("owl", tint=PURPLE, background=RED), "a purple owl on a red background"),
+        (scene("cat", tint=COLOURS.index("orange"), background=scenes.NIGHT), "an orange cat at night"),
+        (scene("cat", layout=scenes.SMALL, background=BLUE), "a small cat on a blue background"),
+        (scene("cup of tea", layout=scenes.TWO, tint=RED, background=BLUE), "two red cups of tea on a blue background"),
+        (scene("cat", layout=scenes.LEFT, background=BLUE), "a cat on the left on a blue background"),
+        (
+            scene("cat", layout=scenes.PAIR, other=number("pizza"), other_tint=RED, background=BLUE),
+            "a cat and a red pizza on a blue background",
+        ),
+    ],
+)
+def test_a_scene_is_named_in_english(row, words):
+    names = [data.subjects()[row[i]].name for i in (scenes.SUBJECT, scenes.OTHER)]
+    assert scenes.sentence(row, tuple(names)) == words
+
+
+@pytest.mark.parametrize(
+    ("one", "many"),
+    [
+        ("cat", "cats"),
+        ("fox", "foxes"),
+        ("butterfly", "butterflies"),
+        ("monkey", "monkeys"),
+        ("slice of pizza", "slices of pizza"),
+        ("kitchen knife", "kitchen knives"),
+        ("fried egg in a pan", "fried eggs in a pan"),
+        ("mouse", "mice"),
+    ],
+)
+def test_plurals(one, many):
+    assert scenes.plural(one) == many
+
+
+def test_training_scenes_never_hold_a_held_out_pair_and_speak_the_whole_language():
+    drawn = scenes.draw(4000, torch.Generator().manual_seed(0))
+    for row in drawn.tolist():
+        for who, tint in ((row[scenes.SUBJECT], row[scenes.TINT]), (row[scenes.OTHER], row[scenes.OTHER_TINT])):
+            if who != scenes.NONE:
+                background = row[scenes.BACKGROUND]
+                assert background == scenes.NIGHT or not data.subjects()[who].is_held_out(background)
+                assert tint == scenes.NONE or not scenes.held_out("tint", who, tint)
+                assert row[scenes.STYLE] == 0 or not scenes.held_out("style", who, row[scenes.STYLE])
+                assert tint != background
+    for column, values in (
+        (scenes.STYLE, range(4)),
+        (scenes.TINT, [scenes.NONE, *scenes.TINTS]),
+        (scenes.BACKGROUND, range(13)),
+        (scenes.LAYOUT, range(6)),
+        (scenes.BAD, range(2)),
+    ):
+        assert sorted(set(drawn[:, column].tolist())) == list(values)
+
+
+def test_relatives_differ_in_little():
+    families = scenes.draw(400, torch.Generator().manual_seed(0)).view(100, 4, -1)
+    changed = (families[:, 1:] != families[:, :1]).sum(-1)
+    assert (changed[:, 0] <= 1).all() and (changed[:, 1] <= 1).all()
+    assert (changed <= 4).all()  # a pair that swaps sides changes both subjects and both tints
+
+
+def test_one_pair_in_ten_is_held_out_and_listed():
+    with (data.EMOJI / "held_out.csv").open(newline="") as file:
+        listed = {(row["kind"], row["subject"], row["value"]) for row in csv.DictReader(file)}
+    for kind, values, names in (
+        ("background", range(12), COLOURS),
+        ("tint", scenes.TINTS, COLOURS),
+        ("style", range(1, 4), drawings.STYLES),
+    ):
+        pairs = [(s, v) for s in data.subjects() for v in values]
+        held = {(kind, s.name, names[v]) for s, v in pairs if scenes.held_out(kind, s.index, v)}
+        assert len(held) / len(pairs) == pytest.approx(0.1, abs=0.005)
+        assert held == {row for row in listed if row[0] == kind}
+
+
+def test_captions_say_what_is_in_the_scene_and_never_a_synonym():
+    rng, rows = random.Random(0), scenes.draw(3000, torch.Generator().manual_seed(1)).tolist()
+    synonyms = {word for s in data.subjects() for word in s.synonyms}
+    for row in rows:
+        words, says = scenes.caption(row, rng)
+        assert not any(f" {word} " in f" {words} " and word not in str(data.subjects()) for word in synonyms)
+        assert all(said in (value, scenes.ANY) for said, value in zip(says, row, strict=True))
+        if says[scenes.SUBJECT] == scenes.ANY:
+            assert row[scenes.BAD] == 1
+            continue
+        assert ("background" in words or "at night" in words) == (says[scenes.BACKGROUND] != scenes.ANY)
+        assert any(bad in words for bad in scenes.BAD_WORDS) == bool(row[scenes.BAD])
+        if row[scenes.TINT] != scenes.NONE:
+            assert f"{COLOURS[row[scenes.TINT]]} " in words
+
+
+def test_a_caption_fits_every_picture_that_differs_only_in_what_it_leaves_open():
+    rows = torch.tensor([scene("cat", background=RED), scene("cat", background=BLUE), scene("dog", background=RED)])
+    says = torch.tensor([scene("cat", background=RED), scene("cat", background=scenes.ANY)])
+    assert scenes.agree(says, rows).tolist() == [[True, False, False], [True, True, False]]
+
+
+@pytest.fixture
+def painter(monkeypatch) -> scenes.Painter:
+    """A painter with a cat in four styles for every subject; the pictures it needs lie in assets."""
+    cat, subjects = shown("cat"), len(data.subjects())
+
+    def renderings(codes, size):
+        small = torch.nn.functional.interpolate(cat.float(), (size, size), mode="area").byte()
+        return small.expand(subjects, -1, -1, -1)[None].expand(4, -1, -1, -1, -1)
+
+    monkeypatch.setattr(drawings, "renderings", renderings)
+    return scenes.Painter()
+
+
+@pytest.mark.parametrize("layout", range(scenes.PAIR))
+def test_layouts_are_told_apart_by_the_metric(painter, layout):
+    rng = random.Random(0)
+    rows = [scene("cat", layout=layout, background=BLUE) for _ in range(6)]
+    pictures = torch.stack([painter.paint(row, rng) for row in rows])
+    assert metrics.judged("place", rows, pictures).all()
+    assert not metrics.judged("place", [scene("cat", layout=(layout + 1) % 5, background=BLUE)] * 6, pictures).any()
+
+
+def test_tints_are_told_apart_by_the_metric(painter):
+    rng = random.Random(0)
+    rows = [scene("cat", tint=tint, background=0) for tint in scenes.TINTS]
+    pictures = torch.stack([painter.paint(row, rng) for row in rows])
+    assert metrics.judged("subject_colour", rows, pictures).all()
+    assert not metrics.judged("subject_colour", rows, pictures.roll(1, dims=0)).any()
+
+
+def test_a_pair_is_right_only_if_both_are_and_on_their_sides(painter):
+    cat, dog = number("cat"), number("dog")
+    row = scene("cat", layout=scenes.PAIR, other=cat, background=BLUE)
+    picture = painter.paint(row, random.Random(0))[None]
+    assert metrics.judged("pair", [row], picture).all()
+    assert not metrics.judged("pair", [[dog, *row[1:]]], picture).any()
+    assert not metrics.judged("pair", [[row[0], dog, *row[2:]]], picture).any()
+
+
+def test_spoilt_pictures_are_coarse(painter):
+    good, bad = (painter.paint(scene("cat", background=RED, bad=bad), random.Random(0)) for bad in (0, 1))
+    assert max(e.abs().max() for e in vae.edges(bad)) < 0.7 * max(e.abs().max() for e in vae.edges(good))
+
+
+def test_styles_are_told_apart_by_the_metric():
+    rows = [scene(name, style=style, background=BLUE) for name in data.SHOWN for style in range(4)]
+    sheet = metrics.subject_sheet()
+    rgba = torch.stack([sheet[row[scenes.STYLE], row[scenes.SUBJECT]] for row in rows])
+    pictures = data.on_background(rgba, metrics.COLOURS[BLUE].view(1, 3, 1, 1)).flip(-1)
+    assert metrics.judged("style", rows, pictures).all()
+    assert not metrics.judged("style", rows, pictures.roll(1, dims=0)).any()
+
+
+@pytest.mark.parametrize("part", metrics.PARTS)
+def test_prompts_for_a_part_of_the_language_ask_for_it(part):
+    rows = metrics.language(part, 1)
+    assert len(rows) >= 100
+    if "held_out" not in part:
+        assert scenes.allowed(torch.tensor(rows)).all() or part == "place"
+    kind, column = ("tint", scenes.TINT) if "colour" in part else ("style", scenes.STYLE)
+    if part.startswith(("style", "subject_colour")):
+        assert all(bool(scenes.held_out(kind, r[0], r[column])) == part.endswith("held_out") for r in rows)
+    assert len({metrics.prompt(row) for row in rows}) == len(rows)
+    assert len(metrics.language(part, 0, 20)) == 20
+
+
+# --- the user's own pictures ---
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A folder of four pictures of different sizes and formats, with their texts."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    lines = []
+    for i, (name, size) in enumerate(
+        [("a.png", (70, 90)), ("b.jpg", (64, 64)), ("c.webp", (200, 80)), ("d.png", (9, 9))]
+    ):
+        Image.new("RGB", size, (60 * i, 30, 200)).save(folder / name)
+        lines.append(json.dumps({"file_name": name, "text": f"a thing {i}"}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(lines))
+    return folder
+
+
+def test_own_pictures_are_cut_to_their_central_square(tmp_path):
+    picture = Image.new("RGBA", (96, 32), (255, 0, 0, 255))
+    picture.paste((0, 0, 255, 255), (32, 0, 64, 16))
+    picture.paste((0, 0, 0, 0), (32, 16, 64, 32))
+    picture.save(tmp_path / "x.png")
+    square = data.load_square(tmp_path / "x.png", 32)
+    assert square.shape == (3, 32, 32)
+    assert square[:, 4, 16].tolist() == [-1, -1, 1]  # blue from the middle
+    assert square[:, 28, 16].tolist() == [1, 1, 1]  # white where it was clear
+
+
+@pytest.mark.parametrize(
+    ("listing", "complaint"),
+    [
+        (None, "metadata.jsonl: not there"),
+        ("", "lists no pictures"),
+        ('{"file_name": "a.png", "text": "x"}\nnonsense', "line 2: not a JSON object"),
+        ('{"file_name": "a.png"}', "line 1: not a JSON object"),
+        ('{"file_name": "a.png", "text": 5}', "line 1: not a JSON object"),
+        ('["a.png", "x"]', "line 1: not a JSON object"),
+        ('{"file_name": "z.png", "text": "x"}', "line 1: no such picture: z.png"),
+    ],
+)
+def test_a_bad_folder_of_own_pictures_is_refused_in_one_line(own, listing, complaint):
+    (own / "metadata.jsonl").unlink()
+    if listing is not None:
+        (own / "metadata.jsonl").write_text(listing)
+    with pytest.raises(ValueError, match=complaint) as error:
+        data.read_folder(own)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_picture_is_refused_by_name(tmp_path):
+    (tmp_path / "a.png").write_text("text")
+    with pytest.raises(ValueError, match=r"a.png: cannot be read as a picture"):
+        data.load_square(tmp_path / "a.png", 32)
+
+
+def fine_tuned(monkeypatch, small_folder, own, run: str, steps: int) -> dict[str, torch.Tensor]:
+    monkeypatch.setattr(unet, "load_model", lambda name: load_model(small_folder))
+    folder = unet.train_on(own, options(steps, run=run, lr=1e-3))
+    return load_model(folder).state_dict()
+
+
+def test_own_pictures_change_the_unet_alone_and_a_killed_run_resumes_exactly(monkeypatch, small_folder, own):
+    whole = fine_tuned(monkeypatch, small_folder, own, "whole", 4)
+    before = load_model(small_folder).state_dict()
+    changed = {name for name in whole if not torch.equal(whole[name], before[name])}
+    assert changed and all(name.startswith("model.diffusion_model.") for name in changed)
+
+    saved = loop.Run.save
+
+    def save_and_die(self, **state):
+        saved(self, **state)
+        if state["step"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.Run, "save", save_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        fine_tuned(monkeypatch, small_folder, own, "parts", 4)
+    monkeypatch.setattr(loop.Run, "save", saved)
+    resumed = fine_tuned(monkeypatch, small_folder, own, "parts", 4)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_command_refuses_a_bad_folder_with_exit_code_2(monkeypatch, small_folder, tmp_path, capsys):
+    monkeypatch.setattr(unet, "load_model", lambda name: load_model(small_folder))
+    monkeypatch.setattr("sys.argv", ["unet", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit) as stopped:
+        unet.main()
+    assert stopped.value.code == 2
+    assert "metadata.jsonl: not there" in capsys.readouterr().err
 
 
 # --- the loop ---
@@ -217,15 +511,26 @@ def test_the_kept_pictures_are_there():
 # --- the parts fit together ---
 
 
-def test_captions_and_pictures_of_a_contrastive_batch_belong_together(monkeypatch):
-    sheet = metrics.subject_sheet()
-    monkeypatch.setattr(data, "load_rgba", lambda codes, size: sheet)
-    pairs = text.Pairs()
-    captions, subjects, colours, named = pairs.draw(300, torch.Generator().manual_seed(0))
-    assert not any(data.subjects()[s].is_held_out(int(c)) for s, c in zip(subjects, colours, strict=True))
-    for caption, s, c, with_colour in zip(captions, subjects, colours, named, strict=True):
-        assert any(name in caption for name in data.subjects()[s].names)
-        assert (f"{COLOURS[c]} background" in caption) == bool(with_colour)
+def test_captions_and_pictures_of_a_contrastive_batch_belong_together(painter, monkeypatch):
+    monkeypatch.setattr(scenes, "Painter", lambda: painter)
+    examples = text.Examples(80, {})
+    captions, pictures, fits = examples.draw(32, torch.Generator().manual_seed(0))
+    assert len(captions) == 32 and pictures.shape == (32, 3, 32, 32)
+    assert fits.diagonal().all()
+    assert fits.float().mean() < 0.3
+
+
+def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monkeypatch):
+    monkeypatch.setattr(scenes, "Painter", lambda: painter)
+    monkeypatch.setattr(unet, "CHUNK", 64)
+    pool = unet.Pool(loop.Run("r"), 100)
+    assert pool.latents.shape == (100, 4, 16, 16)
+    assert pool.latents[:64].float().std() == pytest.approx(1.0, abs=0.01)
+    x0, captions = pool.draw(500, torch.Generator().manual_seed(0))
+    assert x0.shape == (500, 4, 16, 16)
+    assert captions.count("") / 500 == pytest.approx(unet.EMPTY, abs=0.04)
+    again = unet.Pool(loop.Run("r"), 100)  # kept with the run
+    assert torch.equal(again.latents, pool.latents) and torch.equal(again.scenes, pool.scenes)
 
 
 def test_the_model_card_says_what_was_measured(tmp_path):

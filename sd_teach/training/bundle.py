@@ -124,8 +124,7 @@ def main() -> None:
         "--vae", nargs="+", default=["vae"], metavar="RUN", help="runs of the VAE, the last is taken (default: vae)"
     )
     options = options.parse_args()
-    _, scale_factor = unet.latents(Run("unet"))
-    model = unet.assemble(scale_factor)
+    model = unet.assemble(unet.Pool(Run("unet"), 1).scale_factor)
     load_trained(model.first_stage_model, options.vae[-1], "first_stage_model.")
     load_trained(model.model.diffusion_model, "unet", "model.diffusion_model.")
     save_model(model, options.folder)

@@ -1,11 +1,8 @@
 """The training pictures: Microsoft's Fluent 3D emoji (MIT), fetched by package name and pinned version.
 
-`python -m sd_teach.training.data` fetches them once with npm into the runs folder and writes, from `captions.csv`,
-the rest of `assets/emoji/`: `subjects.png` (all subjects, 32 x 32, for the metrics), `kept/` (pictures the VAE never
-trains on) and `shown/` (some subjects, for notebooks).
+They are fetched once with npm into the runs folder. What is made of them: `drawings` and `scenes`.
 """
 
-import argparse
 import csv
 import json
 import shutil
@@ -19,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from sd_teach import ASSETS
@@ -152,16 +149,17 @@ class Subject:
 
     def is_held_out(self, colour: int) -> bool:
         """Whether training never sees this subject on that colour of COLOURS: one pair in ten."""
-        return bool(_held_out(self.index, colour))
+        return bool(pair_held_out(self.index, colour))
 
 
-def _held_out(subjects, colours):
+def pair_held_out(subjects, colours):
+    """Whether training never sees these subjects on those backgrounds; indices or tensors of them."""
     return (subjects + colours) % 10 == 0
 
 
 def seen_colours(subjects: Tensor, colours: Tensor) -> Tensor:
     """The colours [b], moved on by one wherever the pair of subject index and colour is held out from training."""
-    return torch.where(_held_out(subjects, colours), (colours + 1) % len(COLOURS), colours)
+    return torch.where(pair_held_out(subjects, colours), (colours + 1) % len(COLOURS), colours)
 
 
 @lru_cache
@@ -190,30 +188,45 @@ def caption(noun: str, article: str = "", colour: str | None = None) -> str:
     return f"{named} on {'an' if colour[0] in 'aeiou' else 'a'} {colour} background"
 
 
-def write_assets() -> None:
-    """Write subjects.png, kept/ and shown/ of assets/emoji from the fetched package."""
-    folder = fetch(PICTURES, "assets") / "assets"
-    tiles = load_rgba([subject.code for subject in subjects()], SHEET_SIDE)
-    rows = -(-len(tiles) // SHEET_COLUMNS)
-    sheet = np.zeros((rows * SHEET_SIDE, SHEET_COLUMNS * SHEET_SIDE, 4), np.uint8)
-    for i, tile in enumerate(tiles):
-        y, x = (SHEET_SIDE * n for n in divmod(i, SHEET_COLUMNS))
-        sheet[y : y + SHEET_SIDE, x : x + SHEET_SIDE] = tile.permute(1, 2, 0).numpy()
-    Image.frombytes("RGBa", sheet.shape[1::-1], sheet.tobytes()).convert("RGBA").save(
-        EMOJI / "subjects.png", optimize=True
-    )
-    shown = [subject.code for subject in subjects() if subject.name in SHOWN]
-    for name, codes in (("kept", kept_from_vae()), ("shown", shown)):
-        (EMOJI / name).mkdir(exist_ok=True)
-        for code in codes:
-            shutil.copy(folder / f"{code}.webp", EMOJI / name)
+def read_folder(folder: Path) -> list[tuple[Path, str]]:
+    """The user's own (picture, text) pairs, from a line {"file_name": "a.png", "text": "a cat"} in metadata.jsonl each.
+
+    The convention of Hugging Face's ImageFolder. Raises ValueError, naming file and line, for whatever is missing or
+    cannot be read.
+    """
+    listing = folder / "metadata.jsonl"
+    if not listing.is_file():
+        raise ValueError(
+            f'{listing}: not there; it has one line for each picture: {{"file_name": "a.png", "text": "a cat"}}'
+        )
+    pairs = []
+    for number, line in enumerate(listing.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            name, text = row["file_name"], row["text"]
+        except (ValueError, TypeError, KeyError):
+            name = text = None
+        if not (isinstance(name, str) and isinstance(text, str)):
+            raise ValueError(f"{listing}, line {number}: not a JSON object with the strings file_name and text")
+        if not (folder / name).is_file():
+            raise ValueError(f"{listing}, line {number}: no such picture: {name}")
+        pairs.append((folder / name, text))
+    if not pairs:
+        raise ValueError(f"{listing}: lists no pictures")
+    return pairs
 
 
-def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    write_assets()
-    print(f"{len(subjects())} subjects, {len(base_codes())} pictures, {len(kept_from_vae())} kept from the VAE")
+def load_square(path: Path, size: int) -> Tensor:
+    """[3, size, size] in [-1, 1]: a picture of any size, cut to its central square, on white where it is transparent.
 
-
-if __name__ == "__main__":
-    main()
+    Raises ValueError for a file that is no picture.
+    """
+    try:
+        picture = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path}: cannot be read as a picture") from error
+    picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    square = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1) / 127.5 - 1.0

@@ -5,17 +5,26 @@ recognition_seen       "a {subject} on a {colour} background": is the nearest of
 recognition_held_out   the same for pairs of subject and colour that training never saw
 background             over both: is the named colour the one nearest to the mean of the corners?
 synonyms               as recognition_seen, by a word that no caption ever had ("kitten" for cat)
+style                  "a flat icon of a {subject} on a ...": which style of that subject is nearest, of the four?
+style_held_out         the same for pairs of subject and style that training never saw
+subject_colour         "a purple {subject} on a ...": which colour of that subject is nearest, of nine with its own?
+subject_colour_held_out  the same for pairs of subject and colour that training never saw
+place                  small, on the left, on the right, two of them, or none of these: which is nearest?
+pair                   "a {subject} and a {subject} on a ...": are both recognised, each on its side?
 
-Nearest: smallest mean squared error at 32 x 32, over both flips and shifts of up to 2 pixels, to the subjects of
-`assets/emoji/subjects.png` on the named colour. All runs with the command line's default steps and scale.
+Nearest: smallest mean squared error at 32 x 32, over both flips and shifts of up to 2 pixels, to the renderings of
+`assets/emoji/subjects.png` on the named background. All runs with the command line's default steps and scale.
 """
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -25,7 +34,8 @@ from sd_teach.diffusion import LatentDiffusion
 from sd_teach.guidance import GuidedModel
 from sd_teach.noise import image_generators, initial_noise
 from sd_teach.pipeline import StableDiffusion, to_images
-from sd_teach.training import data
+from sd_teach.training import data, drawings, scenes
+from sd_teach.training.drawings import STYLES
 
 COLOURS = torch.tensor(list(data.COLOURS.values()), dtype=torch.float32)  # [colours, 3], 0..255
 COLOUR_NAMES = list(data.COLOURS)
@@ -47,28 +57,71 @@ def kept_pictures(size: int) -> Tensor:
     return data.on_background(rgba, COLOURS[torch.arange(len(rgba)) % len(COLOURS)][:, :, None, None])
 
 
+@lru_cache
 def subject_sheet() -> Tensor:
-    """uint8 [subjects, 4, 32, 32], premultiplied: the subjects in the order of captions.csv."""
+    """uint8 [4 styles, subjects, 4, 32, 32], premultiplied: the subjects in the order of captions.csv."""
     sheet = torch.frombuffer(
         bytearray(Image.open(data.EMOJI / "subjects.png").convert("RGBa").tobytes()), dtype=torch.uint8
     )
-    tiles = sheet.view(-1, SIDE, data.SHEET_COLUMNS, SIDE, 4).permute(0, 2, 4, 1, 3).flatten(0, 1)
-    return tiles[: len(data.subjects())]
+    return rearrange(sheet.view(len(STYLES), -1, SIDE, data.SHEET_COLUMNS, SIDE, 4), "s y h x w c -> s (y x) c h w")[
+        :, : len(data.subjects())
+    ]
+
+
+def nearest(pictures: Tensor, candidates: Tensor) -> Tensor:
+    """Index of the candidate each picture is nearest to, [n]; shifts of up to 2 pixels of 32 are free.
+
+    pictures: [n, 3, h, w] in [-1, 1]. candidates: [k, variants, 3, 32, 32], the same for all of them, or
+    [n, k, variants, 3, 32, 32]; the nearest variant counts.
+    """
+    shared = candidates.dim() == 5
+    variants = candidates.shape[-4]
+    padded = F.pad(candidates.flatten(0, -4), (SHIFT,) * 4, mode="replicate")
+    small = F.interpolate(pictures.clamp(-1, 1), (SIDE, SIDE), mode="area").flatten(1)
+    best = torch.tensor(torch.inf)
+    for y in range(2 * SHIFT + 1):
+        for x in range(2 * SHIFT + 1):
+            shifted = padded[:, :, y : y + SIDE, x : x + SIDE].flatten(1)
+            if shared:
+                distance = torch.cdist(small, shifted)
+            else:
+                distance = (shifted.view(len(small), -1, shifted.shape[1]) - small[:, None]).norm(dim=-1)
+            best = torch.minimum(best, distance)
+    return best.view(len(small), -1, variants).amin(-1).argmin(1)
+
+
+def on_colour(rgba: Tensor, colour: int) -> Tensor:
+    """uint8 [k, 4, h, w], premultiplied -> [k, 2, 3, h, w] in [-1, 1]: as it is and mirrored."""
+    pictures = data.on_background(rgba, COLOURS[colour][None, :, None, None])
+    return torch.stack([pictures, pictures.flip(-1)], dim=1)
 
 
 def nearest_subject(pictures: Tensor, colour: int) -> Tensor:
     """Index of the subject each picture [n, 3, h, w] on that colour of COLOURS is nearest to, [n]."""
-    templates = data.on_background(subject_sheet(), COLOURS[colour][None, :, None, None])
-    templates = torch.stack([templates, templates.flip(-1)])  # [flips, subjects, 3, 32, 32]
-    padded = F.pad(templates.flatten(0, 1), (SHIFT,) * 4, mode="replicate")
-    small = F.interpolate(pictures.clamp(-1, 1), (SIDE, SIDE), mode="area").flatten(1)
-    best = torch.full((len(pictures), len(data.subjects())), torch.inf)
-    for y in range(2 * SHIFT + 1):
-        for x in range(2 * SHIFT + 1):
-            shifted = padded[:, :, y : y + SIDE, x : x + SIDE].flatten(1)
-            distance = torch.cdist(small, shifted).view(len(pictures), 2, -1).amin(1)
-            best = torch.minimum(best, distance)
-    return best.argmin(1)
+    return nearest(pictures, on_colour(subject_sheet()[0], colour))
+
+
+def tints(subject: int) -> Tensor:
+    """uint8 [9, 4, 32, 32]: the subject in each of the tints, and as it is."""
+    rgba = subject_sheet()[0, subject, None]
+    tinted = drawings.tint(rgba.expand(len(scenes.TINTS), -1, -1, -1), COLOURS[list(scenes.TINTS)])
+    return torch.cat([tinted, rgba])
+
+
+def layouts(subject: int, colour: int) -> Tensor:
+    """[5, 4, 3, 32, 32]: whole, small, left, right, two; with every copy as it is or mirrored."""
+    rgba = subject_sheet()[0, subject, None]
+    whole = on_colour(rgba, colour)[0]
+    half = on_colour(F.interpolate(rgba.float(), (SIDE // 2, SIDE // 2), mode="area"), colour)[0]
+    empty = COLOURS[colour][:, None, None].expand(3, SIDE, SIDE) / 127.5 - 1
+    rows = [whole[[0, 1, 0, 1]]]
+    for xs in ((SIDE // 4,), (0,), (SIDE // 2,), (0, SIDE // 2)):
+        pictures = empty.repeat(4, 1, 1, 1)
+        for copy, x in enumerate(xs):
+            turns = [i >> copy & 1 for i in range(4)]
+            pictures[:, :, SIDE // 4 : 3 * SIDE // 4, x : x + SIDE // 2] = half[turns]
+        rows.append(pictures)
+    return torch.stack(rows)
 
 
 def nearest_colour(pictures: Tensor) -> Tensor:
@@ -93,19 +146,112 @@ def pictures_of(model: LatentDiffusion, prompts: list[str], seeds: list[int], sc
     return model.decode_first_stage(last.x_prev).float().cpu()
 
 
+def drawn(model: LatentDiffusion, prompts: list[str], seed: int, batch: int = 16) -> Tensor:
+    """A picture for each prompt, its seed 100,000 x `seed` plus its number: [n, 3, h, w]."""
+    seeds = [seed * 100_000 + i for i in range(len(prompts))]
+    chunks = range(0, len(prompts), batch)
+    return torch.cat(
+        [pictures_of(model, prompts[i : i + batch], seeds[i : i + batch]) for i in tqdm(chunks, leave=False)]
+    )
+
+
+def by_colour(judge: Callable[[Tensor, int], Tensor], pictures: Tensor, colours: list[int]) -> Tensor:
+    """judge(pictures, colour) of all pictures, called once for each background: [n]."""
+    found, asked = torch.empty(len(pictures), dtype=torch.long), torch.tensor(colours)
+    for colour in set(colours):
+        found[asked == colour] = judge(pictures[asked == colour], colour)
+    return found
+
+
 def recognition(
-    model: LatentDiffusion, prompts: list[str], subjects: list[int], colours: list[int], seed: int, batch: int = 16
+    model: LatentDiffusion, prompts: list[str], subjects: list[int], colours: list[int], seed: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the prompts and compare: (subject right [n], background right [n], pictures [n, 3, h, w])."""
-    chunks = range(0, len(prompts), batch)
-    seeds = [seed * 100_000 + i for i in range(len(prompts))]
-    drawn = [pictures_of(model, prompts[i : i + batch], seeds[i : i + batch]) for i in tqdm(chunks, leave=False)]
-    pictures, wanted, asked = torch.cat(drawn), torch.tensor(subjects), torch.tensor(colours)
-    found = torch.empty_like(wanted)
-    for colour in set(colours):
-        chosen = asked == colour
-        found[chosen] = nearest_subject(pictures[chosen], colour)
-    return found == wanted, nearest_colour(pictures) == asked, pictures
+    pictures = drawn(model, prompts, seed)
+    found = by_colour(nearest_subject, pictures, colours)
+    return found == torch.tensor(subjects), nearest_colour(pictures) == torch.tensor(colours), pictures
+
+
+def synonyms(turn: int, count: int | None = None) -> tuple[list[str], list[int], list[int]]:
+    """A prompt for every synonym (or `count` of them, evenly spread), as `pairs` gives them."""
+    words = [(subject, word) for subject in data.subjects() for word in subject.synonyms]
+    if count and count < len(words):
+        words = [words[i * len(words) // count] for i in range(count)]
+    colours = [(5 * turn + 7 * s.index) % len(COLOURS) for s, _ in words]
+    prompts = [data.caption(w, s.article, COLOUR_NAMES[c]) for (s, w), c in zip(words, colours, strict=True)]
+    return prompts, [s.index for s, _ in words], colours
+
+
+def language(part: str, turn: int, count: int | None = None) -> list[list[int]]:
+    """Scenes that ask for one part of the language, a subject each (or `count` of them, evenly spread).
+
+    part: a name of PARTS; those that end in "_held_out" have subjects with a held-out pair only. turn: another turn,
+    another style, colour, place or partner.
+    """
+    n, chosen = len(data.subjects()), []
+    for subject in data.subjects():
+        s = subject.index
+        row = [s, scenes.NONE, 0, scenes.NONE, scenes.NONE, 0, scenes.WHOLE, 0]
+        backgrounds = [c for c in range(len(COLOURS)) if not subject.is_held_out(c)]
+        kind = part.removesuffix("_held_out")
+        places = range(scenes.PAIR if subject.article else scenes.TWO)  # no "two grapes"
+        column, values = {
+            "style": (scenes.STYLE, range(len(STYLES))),
+            "subject_colour": (scenes.TINT, scenes.TINTS),
+            "place": (
+                scenes.LAYOUT,
+                places,
+            ),
+            "pair": (scenes.OTHER, [(s + 37 + 101 * turn) % n]),
+        }[kind]
+        if kind in ("style", "subject_colour"):
+            held_kind, held = ("style" if kind == "style" else "tint"), part.endswith("_held_out")
+            values = [v for v in values if bool(scenes.held_out(held_kind, s, v)) == held]
+        if not values:
+            continue
+        row[column] = values[(turn + s // 2) % len(values)]
+        if part == "pair":
+            row[scenes.LAYOUT] = scenes.PAIR
+            backgrounds = [c for c in backgrounds if not data.subjects()[row[scenes.OTHER]].is_held_out(c)]
+        backgrounds = [c for c in backgrounds if c != row[scenes.TINT]]
+        row[scenes.BACKGROUND] = backgrounds[(5 * turn + 7 * s) % len(backgrounds)]
+        chosen.append(row)
+    return [chosen[i * len(chosen) // count] for i in range(count)] if count and count < len(chosen) else chosen
+
+
+PARTS = ("style", "style_held_out", "subject_colour", "subject_colour_held_out", "place", "pair")
+
+
+def prompt(scene: list[int]) -> str:
+    """The scene in its plainest words."""
+    names = tuple(data.subjects()[scene[who]].name for who in (scenes.SUBJECT, scenes.OTHER))
+    plain = scene[scenes.TINT] == scenes.NONE and scene[scenes.LAYOUT] == scenes.WHOLE
+    frame = {"3d": "a 3d render of {}" if plain else "{}", "pixel": "pixel art of {}"}.get(STYLES[scene[scenes.STYLE]])
+    return scenes.sentence(scene, names, frame=frame or scenes.FRAMES[STYLES[scene[scenes.STYLE]]][0])
+
+
+def judged(part: str, wanted: list[list[int]], pictures: Tensor) -> Tensor:
+    """Whether each picture [n, 3, h, w] shows what its scene asks for in this part of the language: bool [n]."""
+    rows = torch.tensor(wanted)
+    colours = rows[:, scenes.BACKGROUND].tolist()
+    if part == "pair":
+        s = pictures.shape[-1]
+        sides = [pictures[:, :, s // 4 : 3 * s // 4, x : x + s // 2] for x in (0, s // 2)]
+        found = [by_colour(nearest_subject, side, colours) for side in sides]
+        return (found[0] == rows[:, scenes.SUBJECT]) & (found[1] == rows[:, scenes.OTHER])
+    candidates, right = [], []
+    for scene in wanted:
+        subject, colour = scene[scenes.SUBJECT], scene[scenes.BACKGROUND]
+        if part == "place":
+            candidates.append(layouts(subject, colour))
+            right.append(scene[scenes.LAYOUT])
+        elif part.startswith("style"):
+            candidates.append(on_colour(subject_sheet()[:, subject], colour))
+            right.append(scene[scenes.STYLE])
+        else:
+            candidates.append(on_colour(tints(subject), colour))
+            right.append(scene[scenes.TINT] - scenes.TINTS.start)
+    return nearest(pictures, torch.stack(candidates)) == torch.tensor(right)
 
 
 def pairs(held_out: bool, turn: int, count: int | None = None) -> tuple[list[str], list[int], list[int]]:
@@ -135,21 +281,18 @@ def vae_psnr(model: LatentDiffusion, size: int = 128) -> float:
 
 def measure(model: LatentDiffusion, count: int | None, seeds: int) -> dict[str, float]:
     """All figures of the module's docstring. count: prompts a seed, None for one for each subject."""
-    hits: dict[str, list[Tensor]] = {
-        "recognition_seen": [],
-        "recognition_held_out": [],
-        "background": [],
-        "synonyms": [],
-    }
+    names = ("recognition_seen", "recognition_held_out", "background", "synonyms", *PARTS)
+    hits: dict[str, list[Tensor]] = {name: [] for name in names}
     for seed in range(seeds):
         for held_out, name in ((False, "recognition_seen"), (True, "recognition_held_out")):
             right, background, _ = recognition(model, *pairs(held_out, seed, count), seed)
             hits[name].append(right)
             hits["background"].append(background)
-        words = [(s, word) for s in data.subjects() for word in s.synonyms][: count or None]
-        colours = [(5 * seed + 7 * s.index) % len(COLOURS) for s, _ in words]
-        prompts = [data.caption(w, s.article, COLOUR_NAMES[c]) for (s, w), c in zip(words, colours, strict=True)]
-        hits["synonyms"].append(recognition(model, prompts, [s.index for s, _ in words], colours, seed)[0])
+        prompts, subjects, colours = synonyms(seed, count)
+        hits["synonyms"].append(recognition(model, prompts, subjects, colours, seed)[0])
+        for part in PARTS:
+            wanted = language(part, seed, count)
+            hits[part].append(judged(part, wanted, drawn(model, [prompt(scene) for scene in wanted], seed)))
     return {
         "vae_psnr_db": round(vae_psnr(model), 2),
         **{name: round(torch.cat(right).float().mean().item(), 4) for name, right in hits.items()},

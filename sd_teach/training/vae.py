@@ -7,9 +7,10 @@ sample() and mode() decode alike. A KL term from the start, with variances near 
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
-from sd_teach.training import data, metrics
+from sd_teach.training import data, drawings, metrics
 from sd_teach.training.loop import Run, load_trained, parser, start_from_bundled, train
 from sd_teach.vae import AutoencoderKL, VAEConfig
 
@@ -18,13 +19,17 @@ NOISE = 0.05  # standard deviation added to latents, whose own is about 2
 
 
 class Crops:
-    """Random crops, `side` pixels wide, of the training pictures at 128 and 256 pixels on all kinds of backgrounds."""
+    """Random crops, `side` pixels wide, of the training pictures in all styles on all kinds of backgrounds."""
 
     def __init__(self, side: int):
         self.side = side
         kept = set(data.kept_from_vae())
         codes = [code for code in data.base_codes() if code not in kept]
-        self.pictures = [data.load_rgba(codes, size) for size in (128, 128, 256)]  # two thirds at 128
+        styles = drawings.renderings(codes, 128)
+        small = data.load_rgba(codes[: len(codes) // 4 * 4], 64)
+        four = rearrange(small, "(n y x) c h w -> n c (y h) (x w)", y=2, x=2)  # as small as scenes of two things
+        # one in four is the 3D picture at 128: that is drawn most
+        self.pictures = [styles[0], *styles, styles[3], data.load_rgba(codes, 256), four]
 
     def draw(self, batch: int, generator: torch.Generator) -> Tensor:
         def integers(high: int, n: int = 1) -> list[int]:
@@ -35,9 +40,12 @@ class Crops:
         for _ in range(batch):
             pictures = self.pictures[integers(len(self.pictures))[0]]
             size = pictures.shape[-1]
-            x, y = integers(size - self.side + 1, 2)
+            # in steps of a latent's place, so that pixel art keeps to its grid
+            x, y = (8 * i for i in integers((size - self.side) // 8 + 1, 2))
             rgba = pictures[integers(len(pictures))[0], None, :, y : y + self.side, x : x + self.side]
-            kind = integers(10)[0]
+            kind, tinted = integers(10)[0], integers(5)[0] == 0
+            if tinted:
+                rgba = drawings.tint(rgba, named[integers(len(named))])
             ends = named[integers(len(named), 2)] if kind < 7 else 255 * torch.rand(2, 3, generator=generator)
             if kind in (0, 7):  # a vertical gradient from one colour to the other
                 ramp = ((y + torch.arange(self.side)) / size)[None, :, None]
