@@ -62,7 +62,10 @@ class FeedForward(nn.Module):
 
 
 class BasicTransformerBlock(nn.Module):
-    """[b, l, c] -> same: self-attention, cross-attention to the text, feed-forward; each added to its input."""
+    """[b, l, c] -> same: self-attention, cross-attention to the text, feed-forward; each added to its input.
+
+    An x of one row, [1, l, c], goes with any number of texts.
+    """
 
     def __init__(self, channels: int, heads: int, dim_head: int, context_dim: int):
         super().__init__()
@@ -75,6 +78,7 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         x = x + self.attn1(self.norm1(x))
+        x = x.expand(len(context), -1, -1)  # one latent, several texts: up to here their work was the same
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 

@@ -186,6 +186,8 @@ class UNetModel(nn.Module):
     def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """x: [b, 4, h, w], latent, about unit variance; t: [b], time steps; context: [b, n, d], text states.
 
+        One x and t, [1, ...], may go with several texts: what comes before the first of them is then computed once.
+
         Returns the predicted noise, [b, 4, h, w].
         Raises ValueError where h or w is not a multiple of 2^(levels - 1): the way up would miss the way down.
         """
@@ -199,7 +201,9 @@ class UNetModel(nn.Module):
             skips.append(h)
         h = self.middle_block(h, emb, context)
         for block in self.output_blocks:
-            h = block(torch.cat([h, skips.pop()], dim=1), emb, context)  # [h, skip], in this order
+            skip = skips.pop().expand(len(h), -1, -1, -1)
+            h = torch.cat([h, skip], dim=1)  # [h, skip], in this order
+            h = block(h, emb, context)
         return self.out(h)
 
 
