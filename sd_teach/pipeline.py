@@ -109,9 +109,12 @@ class StableDiffusion:
         x_T = initial_noise(generators, height, width, config.unet.in_channels, config.vae.downsampling)
         device = next(model.parameters()).device
         cond, uncond = model.get_learned_conditioning([prompt, negative_prompt]).chunk(2)
-        eps_model = GuidedModel(
-            model.apply_model, cond.expand(num_images, -1, -1), uncond.expand(num_images, -1, -1), scale
-        )
+
+        def apply_model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            # of one picture, guidance asks about the same latent twice: the UNet takes it once, with both texts
+            return model.apply_model(x[:1], t[:1], context) if num_images == 1 else model.apply_model(x, t, context)
+
+        eps_model = GuidedModel(apply_model, cond.expand(num_images, -1, -1), uncond.expand(num_images, -1, -1), scale)
 
         def noise(x: Tensor) -> Tensor:
             return draw_noise(generators, x.shape[1:]).to(device)

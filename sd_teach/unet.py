@@ -34,7 +34,10 @@ from sd_teach.attention import SpatialTransformer
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of the UNet; the defaults are Stable Diffusion v1.5's (859,520,964 parameters)."""
+    """Sizes of the UNet; the defaults are Stable Diffusion v1.5's (859,520,964 parameters).
+
+    Raises ValueError for attention at a resolution that no level has.
+    """
 
     in_channels: int = 4
     out_channels: int = 4
@@ -46,6 +49,11 @@ class UNetConfig:
     transformer_depth: int = 1  # transformer blocks in a SpatialTransformer
     context_dim: int = 768  # d, width of the text states
     norm_groups: int = 32
+
+    def __post_init__(self):
+        factors = [2**level for level in range(len(self.channel_mult))]
+        if unknown := set(self.attention_resolutions) - set(factors):
+            raise ValueError(f"attention_resolutions {sorted(unknown)} fit no level, they are downsampled by {factors}")
 
     @property
     def downsampling(self) -> int:

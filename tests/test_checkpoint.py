@@ -30,7 +30,9 @@ def sharded_folder(tmp_path_factory):
     """A model of 9 million parameters: more than one shard."""
     config = ModelConfig(
         text=TextConfig(hidden_size=128, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2),
-        unet=UNetConfig(model_channels=64, channel_mult=(1, 2), num_res_blocks=1, context_dim=128),
+        unet=UNetConfig(
+            model_channels=64, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2, 1), context_dim=128
+        ),
         vae=VAEConfig(ch=4, ch_mult=(1, 1, 2, 2), num_res_blocks=1, norm_groups=2),
     )
     folder = tmp_path_factory.mktemp("sharded")

@@ -18,10 +18,11 @@ from sd_teach.vae import VAEConfig
 SMALL = ModelConfig(
     text=TextConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2),
     unet=UNetConfig(
-        model_channels=16, channel_mult=(1, 2), num_res_blocks=1, num_heads=2, context_dim=16, norm_groups=4
+        model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2, 1), num_heads=2,
+        context_dim=16, norm_groups=4,
     ),
     vae=VAEConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4),
-)
+)  # fmt: skip
 
 
 def normal(*shape, seed=1):

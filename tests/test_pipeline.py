@@ -62,6 +62,18 @@ def test_a_run_equals_the_same_run_assembled_by_hand(sd, scale, eta):
     assert all(same(a, b) for a, b in zip(result.images, to_images(pictures), strict=True))
 
 
+def test_of_one_picture_the_unet_sees_one_latent_with_both_texts(sd, monkeypatch):
+    shapes, apply_model = [], LatentDiffusion.apply_model
+    monkeypatch.setattr(
+        LatentDiffusion,
+        "apply_model",
+        lambda self, x, t, c: shapes.append((len(x), len(t), len(c))) or apply_model(self, x, t, c),
+    )
+    for images, scale in ((1, 3.0), (1, 1.0), (2, 3.0)):
+        sd.text_to_image("a cat", num_images=images, guidance_scale=scale, steps=1)
+    assert shapes == [(1, 1, 2), (1, 1, 1), (4, 4, 4)]
+
+
 def test_pictures_of_the_small_model_can_tell_right_from_wrong(sd):
     """Grey or saturated ones would be equal for any reason."""
     image = pixels(sd.text_to_image("a cat", seed=1).images[0])

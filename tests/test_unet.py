@@ -143,6 +143,21 @@ def test_every_picture_of_a_batch_has_its_own_time_step_and_text():
         assert_close(together[i : i + 1], alone, rtol=0, atol=1e-12)
 
 
+def test_one_latent_with_several_texts_is_answered_as_if_repeated_but_begun_once():
+    network, (x, t, context) = small_unet(), inputs()
+    rows = {}
+    for name, module in network.named_modules():
+        module.register_forward_hook(lambda module, args, out, name=name: rows.update({name: len(out)}))
+    answer = network(x[:1], t[:1], context)
+    first = "input_blocks.3.1.transformer_blocks.0"  # the only attention on the way down of SMALL
+    before = ["input_blocks.0.0", "input_blocks.1.0", "input_blocks.2.0", "input_blocks.3.0", f"{first}.attn1"]
+    assert {rows[name] for name in before} == {1}
+    assert {rows[name] for name in (f"{first}.attn2", "input_blocks.4.0", "middle_block", "out")} == {3}
+    repeated = network(x[:1].expand(3, -1, -1, -1), t[:1].expand(3), context)
+    assert (repeated[0] - repeated[1]).std() > 0.01
+    assert_close(answer, repeated, rtol=0, atol=1e-12)
+
+
 def test_the_time_step_and_the_text_change_the_answer():
     network = small_unet()
     x, t, context = inputs()
@@ -171,9 +186,17 @@ def test_sides_that_would_miss_each_other_on_the_way_up_are_refused(height, widt
         small_unet()(x, t, context)
 
 
-@pytest.mark.parametrize(("config", "factor"), [(UNetConfig(), 8), (SMALL, 4), (UNetConfig(channel_mult=(1,)), 1)])
+@pytest.mark.parametrize(
+    ("config", "factor"), [(UNetConfig(), 8), (SMALL, 4), (UNetConfig(channel_mult=(1,), attention_resolutions=()), 1)]
+)
 def test_downsampling_is_two_to_the_levels_less_one(config, factor):
     assert config.downsampling == factor
+
+
+@pytest.mark.parametrize(("mult", "factors"), [((1, 2), (4, 2, 1)), ((1, 2, 4, 4), (3,)), ((1,), (0,))])
+def test_attention_at_a_resolution_that_no_level_has_is_refused(mult, factors):
+    with pytest.raises(ValueError, match=r"attention_resolutions \[\d\] fit no level"):
+        UNetConfig(channel_mult=mult, attention_resolutions=factors)
 
 
 def test_heads_that_do_not_divide_a_level_are_refused():
