@@ -22,7 +22,7 @@ def png(image: Image.Image) -> str:
 
 
 @pytest.mark.parametrize(("image", "kind", "apart"), [(SHADES, "image/jpeg", 3), (FLAT, "image/png", 0)])
-def test_a_figure_is_stored_in_the_smaller_of_two_formats(image, kind, apart):
+def test_a_diagram_is_stored_with_a_palette_and_pictures_as_jpeg(image, kind, apart):
     ((stored, data),) = smaller(png(image)).items()
     back = Image.open(io.BytesIO(base64.b64decode(data)))
     assert stored == kind and back.format == kind.removeprefix("image/").upper()
