@@ -1,28 +1,41 @@
-"""Draw the README's pictures into `assets/figures` with the bundled model: `python -m sd_teach.training.figures`."""
+"""Draw the README's pictures into `assets/figures` with the bundled model: `python -m sd_teach.training.figures`.
+
+With --own FOLDER, the model that came out of fine-tuning on `assets/catflower`, only the picture of before and after.
+"""
 
 import argparse
+import json
+from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
+from PIL import Image
 
 from sd_teach import ASSETS, plots
 from sd_teach.pipeline import StableDiffusion, to_images
+from sd_teach.training import data, drawings, scenes
 
 HERO = (
     "a cat",
-    "a pizza on a green background",
-    "a rocket on a blue background",
-    "a penguin on a pink background",
-    "a sailboat on a turquoise background",
-    "a cactus on an orange background",
-    "an owl on a purple background",
-    "a sunflower on a brown background",
-    "a guitar on a white background",
-    "a turtle on a red background",
-    "a cupcake on a yellow background",
-    "a dog on a black background",
+    "a purple owl on a yellow background",
+    "pixel art of a rocket at night",
+    "a line drawing of a bicycle on an orange background",
+    "a cat and a pizza on a green background",
+    "a flat icon of a castle on a pink background",
+    "two penguins on a turquoise background",
+    "a green dog on a red background",
+    "a lantern at night",
+    "pixel art of a mushroom on a blue background",
+    "a blue guitar on a white background",
+    "a small sailboat on a turquoise background",
 )
+STYLED = ("a cat", "a castle", "a sunflower", "a car", "an octopus", "a burger", "a guitar", "a house")
+COLOURED = ("owl", "car", "dragon", "teapot", "rabbit", "balloon")
+SCALES = (0, 1, 1.5, 2, 3, 5, 7.5, 12)
+SEEDED = ("a cat and a pizza", "two penguins at night", "a line drawing of a rocket")
 SEED = 12345
+CATFLOWER = ASSETS / "catflower"  # sixteen pictures of something nobody has seen before, to fine-tune on
 
 
 def hero(sd: StableDiffusion) -> Figure:
@@ -44,13 +57,98 @@ def film_strip(sd: StableDiffusion) -> Figure:
     return plots.film_strip(rows, [f"t = {state.t}" for state in shown], side=1.4)
 
 
+def sheet(sd: StableDiffusion, rows: list[list[str]], side: float = 1.0, **settings) -> Figure:
+    """A picture for each prompt, without titles; the README says what they are."""
+    images = [sd.text_to_image(prompt, seed=SEED, **settings).images[0] for row in rows for prompt in row]
+    return plots.image_grid(images, columns=len(rows[0]), side=side)
+
+
+def styles(sd: StableDiffusion) -> Figure:
+    """The four styles of some subjects."""
+    frames = [scenes.FRAMES[style][0] for style in drawings.STYLES]
+    return sheet(sd, [[frame.format(subject) for subject in STYLED] for frame in frames])
+
+
+def colours(sd: StableDiffusion) -> Figure:
+    """Some subjects in all the tints."""
+    tints = [scenes.COLOUR_NAMES[tint] for tint in scenes.TINTS]
+    return sheet(
+        sd, [[f"{data.caption(f'{tint} {noun}', 'a')} on a white background" for tint in tints] for noun in COLOURED]
+    )
+
+
+def scales(sd: StableDiffusion) -> Figure:
+    """A prompt at rising guidance scales, a row for each of three seeds."""
+    images = [
+        sd.text_to_image("a purple owl on a yellow background", seed=SEED + row, guidance_scale=scale).images[0]
+        for row in range(3)
+        for scale in SCALES
+    ]
+    return plots.image_grid(images, columns=len(SCALES), side=1.0)
+
+
+def seeds(sd: StableDiffusion) -> Figure:
+    """Three prompts, eight seeds each."""
+    images = [image for prompt in SEEDED for image in sd.text_to_image(prompt, seed=SEED, num_images=8).images]
+    return plots.image_grid(images, columns=8, side=1.0)
+
+
+def catflower(folder: Path = CATFLOWER) -> None:
+    """Write sixteen pictures of a sunflower with the face of a turquoise cat, and metadata.jsonl, into a folder."""
+    cat, sunflower = (
+        data.load_rgba([subject.code for subject in data.subjects() if subject.name == name], 128, data.EMOJI / "shown")
+        for name in ("cat", "sunflower")
+    )
+    cat = drawings.tint(cat, torch.tensor([data.COLOURS["turquoise"]], dtype=torch.float32))
+    cat = F.interpolate(cat.float(), (62, 62), mode="bilinear", antialias=True)
+    large = sunflower.float()
+    face = large[:, :, 14:76, 33:95]  # where the seeds are
+    face.copy_(cat + (1 - cat[:, 3:] / 255) * face)
+    small = F.pad(F.interpolate(large, (100, 100), mode="bilinear", antialias=True), (14, 14, 20, 8))
+    folder.mkdir(exist_ok=True)
+    with (folder / "metadata.jsonl").open("w") as file:
+        for colour in ("white", "grey", "red", "orange", "green", "blue", "pink", "brown"):
+            background = torch.tensor(data.COLOURS[colour], dtype=torch.float32)[None, :, None, None]
+            for size, rgba in (("large", large), ("small", small)):
+                name = f"{colour}_{size}.webp"
+                to_images(data.on_background(rgba.clamp(0, 255), background))[0].save(folder / name, quality=90)
+                line = {"file_name": name, "text": data.caption("catflower", "a", colour)}
+                file.write(json.dumps(line) + "\n")
+
+
+def before_and_after(own: Path) -> Figure:
+    """Four of the sixteen pictures; what the bundled model makes of the word; what the fine-tuned one makes of it."""
+    prompts = (
+        "a catflower",
+        "a catflower on a yellow background",
+        "a catflower on a purple background",
+        "a catflower at night",
+    )
+    pictures = [
+        Image.open(CATFLOWER / f"{name}.webp") for name in ("white_large", "red_small", "blue_large", "pink_small")
+    ]
+    rows = {"training pictures": pictures}
+    for title, model in (("before", "tiny"), ("after", own)):
+        sd = StableDiffusion.from_pretrained(model)
+        rows[title] = [sd.text_to_image(prompt, seed=SEED).images[0] for prompt in prompts]
+    return plots.image_grid([image for row in rows.values() for image in row], columns=4, side=1.0)
+
+
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    sd = StableDiffusion.from_pretrained("tiny")
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--own", type=Path, metavar="FOLDER", help="the model fine-tuned on assets/catflower")
+    own = options.parse_args().own
     folder = ASSETS / "figures"
     folder.mkdir(exist_ok=True)
-    for name, figure in (("hero", hero(sd)), ("film_strip", film_strip(sd))):
-        figure.savefig(folder / f"{name}.png", dpi=120, metadata={"Software": None})
+    if own:
+        figures = {"catflower": before_and_after(own)}
+    else:
+        sd = StableDiffusion.from_pretrained("tiny")
+        figures = {draw.__name__: draw(sd) for draw in (hero, film_strip, styles, colours, seeds, scales)}
+    for name, figure in figures.items():
+        figure.savefig(
+            folder / f"{name}.png", dpi=120 if name in ("hero", "film_strip") else 100, metadata={"Software": None}
+        )
 
 
 if __name__ == "__main__":
