@@ -73,34 +73,55 @@ def ddim_sample(
     steps: int = 20,
     eta: float = 0.0,
     noise: Callable[[Tensor], Tensor] | None = None,
+    *,
+    timesteps: Tensor | None = None,
+    blend: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[DDIMState]:
     """Run DDIM from x_T [b, c, h, w], yielding a state after every step; the last state's x_prev is the result.
 
     eps_model: (x [b, c, h, w], t [b]) -> predicted noise [b, c, h, w].
     eta: 0 deterministic, 1 as much fresh noise as DDPM.
     noise: x -> fresh unit noise of x's shape, called once in each step whose sigma is above 0.
+    timesteps, blend: what image to image and inpainting need, see run_steps; timesteps take the place of `steps`.
 
     The last step goes to alphas_cumprod[0], as in LDM, and not to 1; with all T steps, whose last t is 0, to 1.
     Raises ValueError for steps out of range, eta outside 0..1, or eta above 0 without noise (before the first step).
     """
-    timesteps = ddim_timesteps(steps, schedule.num_timesteps)
+    if timesteps is None:
+        timesteps = ddim_timesteps(steps, schedule.num_timesteps)
     if not 0.0 <= eta <= 1.0:
         raise ValueError(f"eta must lie between 0 and 1, got {eta}")
     if eta > 0 and noise is None:
         raise ValueError("eta above 0 adds fresh noise at every step: pass noise=, for example torch.randn_like")
-    return _run(eps_model, x_T, schedule.alphas_cumprod, timesteps, eta, noise)
+
+    def step(x: Tensor, eps: Tensor, alpha_bar_t: Tensor, alpha_bar_prev: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = ddim_sigma(alpha_bar_t, alpha_bar_prev, eta)
+        return ddim_step(x, eps, alpha_bar_t, alpha_bar_prev, sigma, noise(x) if sigma > 0 else None)
+
+    return run_steps(step, eps_model, x_T, schedule, timesteps, blend)
 
 
-def _run(eps_model, x, alphas_cumprod, timesteps, eta, noise):
-    # a generator function of its own, so that ddim_sample checks its arguments when it is called
-    last = alphas_cumprod[0] if timesteps[0] > 0 else torch.ones(())
-    alphas = alphas_cumprod[timesteps]
+def run_steps(
+    step: Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    eps_model: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    schedule: NoiseSchedule,
+    timesteps: Tensor,
+    blend: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Iterator[DDIMState]:
+    """The loop that all samplers share: predict the noise, take a step, from the last of the time steps to the first.
+
+    step: (x, eps, alpha_bar_t, alpha_bar_prev) -> (x_prev, pred_x0), a sampler's own.
+    x: [b, c, h, w], a latent as noisy as the last time step says. timesteps: LongTensor [S], ascending.
+    blend: (x, t [b]) -> the x to go on with, called before each step; inpainting puts the known part back there.
+    """
+    last = schedule.alphas_cumprod[0] if timesteps[0] > 0 else torch.ones(())
+    alphas = schedule.alphas_cumprod[timesteps]
     alphas_prev = torch.cat([last[None], alphas[:-1]])
     for index, i in enumerate(reversed(range(len(timesteps)))):
-        t, alpha_bar_t, alpha_bar_prev = int(timesteps[i]), alphas[i], alphas_prev[i]
-        eps = eps_model(x, torch.full((len(x),), t, device=x.device))
-        sigma = ddim_sigma(alpha_bar_t, alpha_bar_prev, eta)
-        fresh = noise(x) if sigma > 0 else None
-        x_prev, pred_x0 = ddim_step(x, eps, alpha_bar_t, alpha_bar_prev, sigma, fresh)
-        yield DDIMState(index, t, x, eps, pred_x0, x_prev)
+        t = torch.full((len(x),), int(timesteps[i]), device=x.device)
+        x = blend(x, t) if blend else x
+        eps = eps_model(x, t)
+        x_prev, pred_x0 = step(x, eps, alphas[i], alphas_prev[i])
+        yield DDIMState(index, int(timesteps[i]), x, eps, pred_x0, x_prev)
         x = x_prev
