@@ -26,6 +26,21 @@ def ddim_timesteps(steps: int, num_timesteps: int = 1000) -> Tensor:
     return torch.arange(steps) * num_timesteps // steps + 1
 
 
+def last_timesteps(timesteps: Tensor, strength: float) -> Tensor:
+    """The time steps image to image goes through: the lowest int(strength · S) of a run's S. SDEdit, section 3.
+
+    timesteps: LongTensor [S], ascending. strength: above 0 to 1; 1 gives all of them.
+    LDM's t_enc; its script then noises one step further than it takes away, and so fails at strength 1.
+    Raises ValueError for a strength outside 0..1, or one so small that no step is left.
+    """
+    if not 0.0 <= strength <= 1.0:
+        raise ValueError(f"strength must lie between 0 and 1, got {strength}")
+    count = int(strength * len(timesteps))
+    if count == 0:
+        raise ValueError(f"a strength of {strength} leaves none of {len(timesteps)} steps: give more of either")
+    return timesteps[:count]
+
+
 def ddim_sigma(alpha_bar_t: Tensor, alpha_bar_prev: Tensor, eta: float) -> Tensor:
     """Standard deviation of the fresh noise: 0 for eta = 0 (DDIM), DDPM's for eta = 1. DDIM, equation 16."""
     variance = (1.0 - alpha_bar_prev) / (1.0 - alpha_bar_t) * (1.0 - alpha_bar_t / alpha_bar_prev)

@@ -6,7 +6,7 @@ Shape letters: b images, h and w sides of the picture in pixels, n = 77 token sl
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from sd_teach.checkpoint import load_model, model_path
-from sd_teach.ddim import DDIMState, ddim_sample, ddim_timesteps
+from sd_teach.ddim import DDIMState, ddim_timesteps, last_timesteps
 from sd_teach.diffusion import LatentDiffusion
 from sd_teach.exchange import import_diffusers
 from sd_teach.guidance import GuidedModel
-from sd_teach.noise import draw_noise, image_generators, initial_noise
+from sd_teach.images import fit_image, fit_mask, keep_mask, to_images, to_tensor
+from sd_teach.noise import draw_noise, image_generators, initial_noise, q_sample
+from sd_teach.samplers import SAMPLERS
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,84 @@ class StableDiffusion:
         width: int | None = None,
         height: int | None = None,
         eta: float = 0.0,
+        sampler: str = "ddim",
         callback: Callable[[DDIMState], None] | None = None,
     ) -> Result:
         """Make pictures of a prompt.
 
         prompt, negative_prompt: what to move towards and away from; empty is fine.
-        steps: DDIM steps, 1..1000. guidance_scale: 0 or more; at 1 the negative prompt has no effect (UserWarning).
+        steps: 1..1000. guidance_scale: 0 or more; at 1 the negative prompt has no effect (UserWarning).
         seed: of the first image; image k has seed + k. width, height: pixels. eta: 0 DDIM .. 1 DDPM.
+        sampler: "ddim", "euler" or "dpm-solver++"; only DDIM has an eta.
         callback: called with the DDIMState of every step.
         None means the model's own default. Raises ValueError for anything out of range, before any work.
         """
-        model, config, defaults = self.model, self.model.config, self.model.config.defaults
+        run = _Run(
+            self.model, prompt, negative_prompt,
+            steps, guidance_scale, seed, num_images, width, height, eta, sampler, callback,
+        )  # fmt: skip
+        return run.result(run.denoise(run.x_T, run.timesteps))
+
+    @torch.inference_mode()
+    def image_to_image(
+        self, image: Image.Image, prompt: str, negative_prompt: str = "", *, strength: float = 0.75, **settings
+    ) -> Result:
+        """Draw over a picture: noise its latent as far as `strength` says, and take the noise away again.
+
+        image: of any size and mode; its middle is cut out and resized to width x height.
+        strength: up to 1, which leaves hardly anything of the picture; int(strength · steps) steps are taken.
+        settings: text_to_image's keywords. Raises ValueError as it does, and for an image that cannot be used.
+        """
+        run = _Run(self.model, prompt, negative_prompt, **settings)
+        timesteps = last_timesteps(run.timesteps, strength)
+        x0 = run.encode(fit_image(image, run.width, run.height))
+        x = q_sample(x0, timesteps[-1:], run.x_T, self.model.schedule)
+        return run.result(run.denoise(x, timesteps))
+
+    @torch.inference_mode()
+    def inpaint(
+        self,
+        image: Image.Image,
+        mask: Image.Image,
+        prompt: str,
+        negative_prompt: str = "",
+        *,
+        strength: float = 1.0,
+        paste_back: bool = False,
+        **settings,
+    ) -> Result:
+        """Draw a part of a picture anew; before each step the rest is put back, as noisy as the step expects it.
+
+        image: as in image_to_image. mask: of the same size; white is redrawn, black is kept.
+        strength: at 1 the redrawn part starts from noise alone, below 1 from the picture as in image_to_image.
+        paste_back: keep the picture's own pixels where the mask is black, instead of what the VAE makes of them.
+        settings: text_to_image's keywords. Raises ValueError as it does, and for images that cannot be used.
+        """
+        run, schedule = _Run(self.model, prompt, negative_prompt, **settings), self.model.schedule
+        timesteps = last_timesteps(run.timesteps, strength)
+        picture, mask = fit_image(image, run.width, run.height), fit_mask(mask, image, run.width, run.height)
+        keep = keep_mask(mask, self.model.config.vae.downsampling).to(run.x_T.device)
+        x0 = run.encode(picture)
+
+        def blend(x: Tensor, t: Tensor) -> Tensor:
+            return keep * q_sample(x0, t, run.noise(x), schedule) + (1.0 - keep) * x
+
+        x = run.x_T if strength == 1 else q_sample(x0, timesteps[-1:], run.x_T, schedule)
+        x = run.denoise(x, timesteps, blend)
+        result = run.result(keep * x0 + (1.0 - keep) * x)
+        if not paste_back:
+            return result
+        return replace(result, images=[Image.composite(drawn, picture, mask) for drawn in result.images])
+
+
+class _Run:
+    """What text to image, image to image and inpainting have in common. Refuses what is out of range."""
+
+    def __init__(
+        self, model, prompt, negative_prompt, steps=None, guidance_scale=None, seed=0, num_images=1, width=None,
+        height=None, eta=0.0, sampler="ddim", callback=None,
+    ):  # fmt: skip
+        config, defaults = model.config, model.config.defaults
         steps = defaults.steps if steps is None else steps
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         width = defaults.image_size if width is None else width
@@ -95,42 +164,54 @@ class StableDiffusion:
         multiple = config.size_multiple
         if width < 1 or height < 1 or width % multiple or height % multiple:
             raise ValueError(f"width and height must be positive multiples of {multiple}, got {width} x {height}")
-        ddim_timesteps(steps, model.schedule.num_timesteps)  # refuses what is out of range
+        if sampler not in SAMPLERS:
+            raise ValueError(f"there is no sampler {sampler!r}: give {', '.join(SAMPLERS)}")
         if not 0.0 <= eta <= 1.0:
             raise ValueError(f"eta must lie between 0 and 1, got {eta}")
+        if eta > 0 and sampler != "ddim":
+            raise ValueError(f"eta is DDIM's, {sampler} adds no fresh noise: leave it at 0, got {eta}")
         if num_images < 1:
             raise ValueError(f"the number of images must be at least 1, got {num_images}")
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"the guidance scale must be a number of 0 or more, got {scale}")
-        if scale == 1 and negative_prompt:
-            warnings.warn("at scale 1 the negative prompt has no effect", stacklevel=3)  # past inference_mode's frame
+        if scale == 1 and negative_prompt:  # past the frames of __init__, the method that called, and inference_mode
+            warnings.warn("at scale 1 the negative prompt has no effect", stacklevel=4)
+        self.model, self.prompts, self.scale = model, [prompt, negative_prompt], scale
+        self.width, self.height, self.eta, self.sampler, self.callback = width, height, eta, sampler, callback
+        self.timesteps = ddim_timesteps(steps, model.schedule.num_timesteps)
+        self.generators = image_generators(seed, num_images)
+        x_T = initial_noise(self.generators, height, width, config.unet.in_channels, config.vae.downsampling)
+        self.x_T = x_T.to(next(model.parameters()).device)
 
-        generators = image_generators(seed, num_images)
-        x_T = initial_noise(generators, height, width, config.unet.in_channels, config.vae.downsampling)
-        device = next(model.parameters()).device
-        cond, uncond = model.get_learned_conditioning([prompt, negative_prompt]).chunk(2)
+    def noise(self, x: Tensor) -> Tensor:
+        """Fresh unit noise of x's shape, each image's from its own generator."""
+        return draw_noise(self.generators, x.shape[1:]).to(x.device)
+
+    def encode(self, picture: Image.Image) -> Tensor:
+        """An RGB image -> for each image of the run a latent drawn from the encoder's answer, [b, 4, h/8, w/8]."""
+        posterior = self.model.first_stage_model.encode(to_tensor(picture).to(self.x_T.device))
+        return self.model.config.scale_factor * torch.cat([posterior.sample(each) for each in self.generators])
+
+    def denoise(self, x: Tensor, timesteps: Tensor, blend: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
+        """Take the noise out of x [b, 4, h/8, w/8], which has as much of it as the last time step says."""
+        model, shape = self.model, (len(x), -1, -1)
+        cond, uncond = model.get_learned_conditioning(self.prompts).chunk(2)
 
         def apply_model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
             # of one picture, guidance asks about the same latent twice: the UNet takes it once, with both texts
-            return model.apply_model(x[:1], t[:1], context) if num_images == 1 else model.apply_model(x, t, context)
+            return model.apply_model(x[:1], t[:1], context) if shape[0] == 1 else model.apply_model(x, t, context)
 
-        eps_model = GuidedModel(apply_model, cond.expand(num_images, -1, -1), uncond.expand(num_images, -1, -1), scale)
+        eps_model = GuidedModel(apply_model, cond.expand(shape), uncond.expand(shape), self.scale)
+        fresh = {"eta": self.eta, "noise": self.noise} if self.sampler == "ddim" else {}
+        sample = SAMPLERS[self.sampler]
+        for state in sample(eps_model, x, model.schedule, timesteps=timesteps, blend=blend, **fresh):
+            if self.callback:
+                self.callback(state)
+        return state.x_prev
 
-        def noise(x: Tensor) -> Tensor:
-            return draw_noise(generators, x.shape[1:]).to(device)
-
-        for state in ddim_sample(eps_model, x_T.to(device), model.schedule, steps, eta, noise):
-            if callback:
-                callback(state)
-        latents = state.x_prev
-        images = to_images(model.decode_first_stage(latents))
-        return Result(images, latents, [seed + k for k in range(num_images)])
-
-
-def to_images(pictures: Tensor) -> list[Image.Image]:
-    """Pictures [b, 3, h, w] in about [-1, 1] -> RGB images: clamped, scaled to 0..255, rounded (not truncated)."""
-    pixels = ((pictures.clamp(-1.0, 1.0) + 1.0) * 127.5).round().byte().permute(0, 2, 3, 1)
-    return [Image.fromarray(picture) for picture in pixels.cpu().numpy()]
+    def result(self, latents: Tensor) -> Result:
+        images = to_images(self.model.decode_first_stage(latents))
+        return Result(images, latents, [generator.initial_seed() for generator in self.generators])
 
 
 def fastest_device() -> str:
