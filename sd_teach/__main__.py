@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 EPILOG = """\
@@ -20,7 +21,12 @@ examples:
   python -m sd_teach "a pizza on a blue background" --seed 7 --n 3 --out pizza.png
   python -m sd_teach "a rocket" --negative "a blue background" --scale 5 --steps 50
   python -m sd_teach --from-png pizza.png --seed 8
+  python -m sd_teach "a fox" --init-image photo.jpg --strength 0.6
+  python -m sd_teach "a fox" --init-image photo.jpg --mask white_where_to_draw.png --paste-back
 """
+
+
+SAMPLERS = ("ddim", "euler", "dpm-solver++")  # as in samplers.py, which would take seconds to import
 
 
 class _Parser(argparse.ArgumentParser):
@@ -40,7 +46,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("prompt", nargs="?", help="what to draw; may be empty")
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to move away from")
     parser.add_argument("--scale", type=float, metavar="S", help="guidance scale, 0 or more (default: the model's)")
-    parser.add_argument("--steps", type=int, metavar="N", help="DDIM steps, 1 to 1000 (default: 20)")
+    parser.add_argument("--steps", type=int, metavar="N", help="1 to 1000 (default: the model's)")
+    parser.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default="ddim",
+        help="ddim, euler or dpm-solver++ (default: ddim)",
+        metavar="NAME",
+    )
     parser.add_argument(
         "--eta", type=float, default=0.0, help="fresh noise in each step, 0 DDIM to 1 DDPM (default: 0)"
     )
@@ -48,6 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--n", type=int, default=1, help="number of images, of seeds seed, seed + 1, ... (default: 1)")
     parser.add_argument("--width", type=int, metavar="PIXELS", help="default: what the model was trained at")
     parser.add_argument("--height", type=int, metavar="PIXELS", help="default: what the model was trained at")
+    parser.add_argument("--init-image", type=Path, metavar="FILE", help="a picture to draw over; its middle is used")
+    parser.add_argument(
+        "--strength", type=float, metavar="S", help="how far to go from it, up to 1 (default: 0.75, with --mask 1)"
+    )
+    parser.add_argument("--mask", type=Path, metavar="FILE", help="of its size; only where this is white is drawn anew")
+    parser.add_argument(
+        "--paste-back", action="store_true", default=None, help="keep the picture's own pixels where the mask is black"
+    )
     parser.add_argument(
         "--model", default="tiny", help="tiny, sd-v1-5, a model folder, or a .safetensors file (default: tiny)"
     )
@@ -76,6 +97,9 @@ def main(argv: list[str] | None = None) -> int:
             options = parser.parse_args(arguments)
         if options.prompt is None:
             parser.error("a prompt is needed: what should be drawn?")
+        for option, needed in (("strength", "init_image"), ("mask", "init_image"), ("paste_back", "mask")):
+            if getattr(options, option) is not None and getattr(options, needed) is None:
+                parser.error(f"--{option} needs --{needed}".replace("_", "-"))
         run(options, outputs)
     except ValueError as error:
         parser.error(str(error))
@@ -97,9 +121,11 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
     from tqdm import tqdm
 
     from sd_teach.checkpoint import model_digest
+    from sd_teach.images import read_image
     from sd_teach.pipeline import StableDiffusion
 
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    image, mask = (read_image(path) if path else None for path in (options.init_image, options.mask))
     seed = options.seed
     if seed == -1:
         seed = random.randrange(2**32)
@@ -113,20 +139,29 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
         "width": defaults.image_size if options.width is None else options.width,
         "height": defaults.image_size if options.height is None else options.height,
         "eta": options.eta,
+        "sampler": options.sampler,
     }
+    draw, steps, told = sd.text_to_image, settings["steps"], {}
+    if image:
+        strength = options.strength
+        if strength is None:
+            strength = 1.0 if mask else 0.75
+        settings["strength"], steps = strength, int(strength * steps)
+        draw, told = partial(sd.image_to_image, image), {"init_image": options.init_image}
+    if mask:
+        draw, told["mask"] = partial(sd.inpaint, image, mask, paste_back=bool(options.paste_back)), options.mask
+        told |= {"paste_back": True} if options.paste_back else {}
     bar = None
 
     def step_done(state) -> None:
         nonlocal bar
         # the bar appears with the first step, so that an error before it stays the only line
-        bar = bar or tqdm(total=settings["steps"], desc="denoising", unit="step")
+        bar = bar or tqdm(total=steps, desc="denoising", unit="step")
         bar.update()
 
-    result = sd.text_to_image(
-        options.prompt, options.negative, seed=seed, num_images=options.n, callback=step_done, **settings
-    )
+    result = draw(options.prompt, options.negative, seed=seed, num_images=options.n, callback=step_done, **settings)
     bar.close()
-    told = {"prompt": options.prompt, "negative_prompt": options.negative, **settings}
+    told |= {"prompt": options.prompt, "negative_prompt": options.negative, **settings}
     told |= {"model": options.model, "model_sha256": model_digest(options.model)}
     for path, image, image_seed in zip(outputs, result.images, result.seeds, strict=True):
         info = PngInfo()
@@ -140,6 +175,7 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
 _TOLD = {"negative": "negative_prompt", "scale": "guidance_scale"} | {
     key: key for key in ("prompt", "steps", "width", "height", "eta", "seed", "model")
 }
+_TOLD_WHERE_USED = ("sampler", "strength", "init_image", "mask", "paste_back")
 
 
 def _settings(path: Path) -> dict[str, str]:
@@ -153,7 +189,8 @@ def _settings(path: Path) -> dict[str, str]:
         raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a picture'}") from None
     if missing := [key for key in _TOLD.values() if key not in told]:
         raise ValueError(f"{path} does not tell how it was made: {missing[0]} is not among its text chunks")
-    return {option: told[key] for option, key in _TOLD.items()}
+    used = {key: told[key] for key in _TOLD_WHERE_USED if key in told}
+    return {option: told[key] for option, key in _TOLD.items()} | used
 
 
 def _download(arguments: list[str]) -> int:

@@ -46,7 +46,7 @@ def fit_mask(mask: Image.Image, image: Image.Image, width: int, height: int) -> 
     grey = ImageOps.fit(_rgb(mask, "black").convert("L"), (width, height), Image.Resampling.BOX)
     white = grey.point(lambda level: 255 * (level > 127), "1")
     if white.getbbox() is None:
-        raise ValueError("the mask has no white, so there is nothing to redraw")
+        raise ValueError("the mask has no white in the part that is used, so there is nothing to redraw")
     return white
 
 

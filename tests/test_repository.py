@@ -30,7 +30,8 @@ def test_the_miniature_stays_within_50_megabytes():
 
 def test_the_taught_path_can_be_read_in_an_afternoon():
     lines = {name: len((ROOT / "sd_teach" / f"{name}.py").read_text().splitlines()) for name in TAUGHT}
-    assert sum(lines.values()) <= 1400, lines
+    # text to image alone took 1332; image to image, inpainting and other samplers take part in the same loop
+    assert sum(lines.values()) <= 1500, lines
 
 
 def test_no_absolute_path_of_a_machine_is_in_the_tree(tracked):
