@@ -42,9 +42,10 @@ def main() -> None:
         import torch
 
         done("import torch")
+        from sd_teach.ddim import ddim_sample
         from sd_teach.guidance import GuidedModel
         from sd_teach.noise import image_generators, initial_noise
-        from sd_teach.pipeline import StableDiffusion, ddim_sample, to_images
+        from sd_teach.pipeline import StableDiffusion, to_images
 
         done("import sd_teach (transformers)")
         model = StableDiffusion.from_pretrained("tiny").model
