@@ -141,12 +141,10 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
         "eta": options.eta,
         "sampler": options.sampler,
     }
-    draw, steps, told = sd.text_to_image, settings["steps"], {}
+    draw, told = sd.text_to_image, {}
     if image:
-        strength = options.strength
-        if strength is None:
-            strength = 1.0 if mask else 0.75
-        settings["strength"], steps = strength, int(strength * steps)
+        usual = 1.0 if mask else 0.75
+        settings["strength"] = usual if options.strength is None else options.strength
         draw, told = partial(sd.image_to_image, image), {"init_image": options.init_image}
     if mask:
         draw, told["mask"] = partial(sd.inpaint, image, mask, paste_back=bool(options.paste_back)), options.mask
@@ -156,7 +154,7 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
     def step_done(state) -> None:
         nonlocal bar
         # the bar appears with the first step, so that an error before it stays the only line
-        bar = bar or tqdm(total=steps, desc="denoising", unit="step")
+        bar = bar or tqdm(total=int(settings.get("strength", 1) * settings["steps"]), desc="denoising", unit="step")
         bar.update()
 
     result = draw(options.prompt, options.negative, seed=seed, num_images=options.n, callback=step_done, **settings)

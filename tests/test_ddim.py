@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from sd_teach.ddim import ddim_sample, ddim_sigma, ddim_step, ddim_timesteps
+from sd_teach.ddim import ddim_sample, ddim_sigma, ddim_step, ddim_timesteps, last_timesteps
 from sd_teach.noise import NoiseSchedule, ScheduleConfig
 
 SCHEDULE = NoiseSchedule()
@@ -77,6 +77,23 @@ def test_time_steps_follow_the_length_of_the_schedule():
 def test_a_number_of_steps_out_of_range_is_refused(steps, length):
     with pytest.raises(ValueError, match=f"between 1 and {length}, got {steps}"):
         ddim_timesteps(steps, length)
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps", "count"), [(1.0, 20, 20), (0.75, 20, 15), (0.05, 20, 1), (0.99, 20, 19), (0.5, 1000, 500)]
+)
+def test_a_strength_keeps_the_lowest_time_steps(strength, steps, count):
+    """LDM: t_enc = int(strength * steps)."""
+    assert last_timesteps(ddim_timesteps(steps), strength).tolist() == ddim_timesteps(steps).tolist()[:count]
+
+
+@pytest.mark.parametrize(
+    ("strength", "told"),
+    [(-0.01, "between 0 and 1, got -0.01"), (1.5, "got 1.5"), (float("nan"), "got nan"), (0.04, "none of 20 steps")],
+)
+def test_a_strength_out_of_range_or_without_a_step_is_refused(strength, told):
+    with pytest.raises(ValueError, match=told):
+        last_timesteps(ddim_timesteps(20), strength)
 
 
 # one step

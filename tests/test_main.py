@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from sd_teach.__main__ import main
+from sd_teach import samplers
+from sd_teach.__main__ import SAMPLERS, main
 from sd_teach.pipeline import StableDiffusion
 
 ROOT = Path(__file__).parents[1]
@@ -77,7 +79,8 @@ def test_help_and_wrong_options_answer_without_the_heavy_imports(arguments):
 def test_help_names_every_option():
     made = command("--help")
     assert made.returncode == 0 and made.stderr == ""
-    options = "negative scale steps eta seed n width height model device dtype from-png out"
+    options = "negative scale steps sampler eta seed n width height init-image strength mask paste-back"
+    options += " model device dtype from-png out"
     assert all(f"  --{option} " in made.stdout for option in options.split())
 
 
@@ -112,6 +115,7 @@ def test_the_picture_carries_everything_that_made_it(cli, small_folder):
         "width": "48",
         "height": "32",
         "eta": "0.5",
+        "sampler": "ddim",
         "model": str(small_folder),
         "model_sha256": (small_folder / "SHA256SUMS").read_text().split()[0],
     }
@@ -209,6 +213,118 @@ def test_from_png_refuses_what_does_not_tell_how_it_was_made(cli):
     ):
         code, out, error = cli("--from-png", name)
         assert (code, out) == (2, "") and told in error and error.count("\n") == 1
+
+
+def test_the_samplers_offered_are_those_there_are():
+    assert tuple(samplers.SAMPLERS) == SAMPLERS
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_sampler_reaches_the_pipeline(cli, sd, sampler):
+    cli("a cat", "--sampler", sampler, "--seed", "3")
+    assert (pixels("out.png") == np.asarray(sd.text_to_image("a cat", seed=3, sampler=sampler).images[0])).all()
+    assert Image.open("out.png").text["sampler"] == sampler
+
+
+@pytest.fixture
+def photo(tmp_path_factory) -> dict[str, str]:
+    """A picture and masks for it, outside the folder the command runs in."""
+    folder = tmp_path_factory.mktemp("photo")
+    levels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    image = Image.fromarray(levels).resize((90, 60), Image.Resampling.BICUBIC)
+    mask, black = Image.new("L", image.size), Image.new("L", image.size)
+    mask.paste(255, (30, 20, 60, 40))
+    images = {"photo": image, "mask": mask, "black": black, "small": mask.resize((45, 30))}
+    for name, each in images.items():
+        each.save(folder / f"{name}.png")
+    (folder / "text.png").write_text("not a picture")
+    return {name: str(folder / f"{name}.png") for name in (*images, "text")}
+
+
+def test_a_picture_is_drawn_over(cli, sd, photo):
+    code, stdout, stderr = cli("a cat", "--init-image", photo["photo"], "--strength", "0.6", "--seed", "3", "--n", "2")
+    assert (code, stdout) == (0, "out.png\nout-1.png\n") and "3/3" in stderr
+    expected = sd.image_to_image(Image.open(photo["photo"]), "a cat", strength=0.6, seed=3, num_images=2).images
+    for path, image in zip(stdout.split(), expected, strict=True):
+        assert (pixels(path) == np.asarray(image)).all()
+    text = Image.open("out-1.png").text
+    assert (text["init_image"], text["strength"], text["seed"]) == (photo["photo"], "0.6", "4")
+    assert "mask" not in text
+
+
+@pytest.mark.parametrize("paste_back", [False, True])
+def test_a_part_of_a_picture_is_drawn_anew(cli, sd, photo, paste_back):
+    options = ["--init-image", photo["photo"], "--mask", photo["mask"], "--seed", "3", "--steps", "4"]
+    code, _, stderr = cli("a cat", *options, *["--paste-back"] * paste_back)
+    assert code == 0 and "4/4" in stderr
+    images = Image.open(photo["photo"]), Image.open(photo["mask"])
+    expected = sd.inpaint(*images, "a cat", seed=3, steps=4, paste_back=paste_back).images[0]
+    assert (pixels("out.png") == np.asarray(expected)).all()
+    text = Image.open("out.png").text
+    assert (text["mask"], text["strength"], text.get("paste_back")) == (
+        photo["mask"],
+        "1.0",
+        (paste_back and "True") or None,
+    )
+
+
+def test_the_strengths_used_and_written_down_without_an_option_are_the_pipelines(cli, sd, photo):
+    cli("a cat", "--init-image", photo["photo"])
+    assert Image.open("out.png").text["strength"] == "0.75"
+    assert (
+        pixels("out.png") == np.asarray(sd.image_to_image(Image.open(photo["photo"]), "a cat", seed=12345).images[0])
+    ).all()
+
+
+@pytest.mark.parametrize("options", [[], ["--mask", "mask"], ["--mask", "mask", "--paste-back"]])
+def test_from_png_repeats_a_run_that_began_with_a_picture(cli, photo, options):
+    options = [photo.get(option, option) for option in options]
+    cli(
+        "a cat", "--init-image", photo["photo"], *options, "--sampler", "euler", "--strength", "0.8", "--out", "one.png"
+    )
+    code, stdout, stderr = cli("--from-png", "one.png", "--out", "two.png")
+    assert (code, stdout) == (0, "two.png\n"), stderr
+    assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
+
+
+def test_from_png_still_reads_pictures_made_before_there_were_samplers(cli):
+    cli("a cat", "--steps", "2", "--out", "new.png")
+    image = Image.open("new.png")
+    info = PngInfo()
+    for key, value in image.text.items():
+        if key != "sampler":
+            info.add_itxt(key, value)
+    image.save("old.png", pnginfo=info)
+    assert cli("--from-png", "old.png", "--out", "again.png")[0] == 0
+    assert Path("again.png").read_bytes() == Path("new.png").read_bytes()
+
+
+BAD_PICTURES = {
+    "a strength without a picture": (["--strength", "0"], "--strength needs --init-image"),
+    "a mask without a picture": (["--mask", "mask"], "--mask needs --init-image"),
+    "paste-back without a mask": (["--init-image", "photo", "--paste-back"], "--paste-back needs --mask"),
+    "a picture that is missing": (
+        ["--init-image", "nowhere.png"],
+        "cannot read nowhere.png as a picture: No such file",
+    ),
+    "a picture that is text": (["--init-image", "text"], "cannot identify image file"),
+    "a picture that is a folder": (["--init-image", "."], "cannot read . as a picture"),
+    "a mask that is missing": (["--init-image", "photo", "--mask", "nowhere.png"], "cannot read nowhere.png"),
+    "a mask of another size": (["--init-image", "photo", "--mask", "small"], "of one size, got 45 x 30 and 90 x 60"),
+    "a black mask": (["--init-image", "photo", "--mask", "black"], "no white"),
+    "strength 0": (["--init-image", "photo", "--strength", "0"], "leaves none of 5 steps"),
+    "strength 2": (["--init-image", "photo", "--strength", "2"], "strength must lie between 0 and 1, got 2.0"),
+    "strength infinite": (["--init-image", "photo", "--strength", "inf"], "got inf"),
+    "strength nan": (["--init-image", "photo", "--strength", "nan"], "got nan"),
+    "a sampler there is none of": (["--sampler", "heun"], "heun"),
+    "eta for another sampler": (["--sampler", "euler", "--eta", "0.5"], "eta is DDIM's"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "told"), BAD_PICTURES.values(), ids=BAD_PICTURES)
+def test_bad_pictures_give_one_line_that_names_them_and_leave_nothing(cli, photo, tmp_path, arguments, told):
+    assert_one_line(cli("a cat", *(photo.get(argument, argument) for argument in arguments)), told)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_prompt_is_asked_for(cli):

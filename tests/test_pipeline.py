@@ -5,12 +5,17 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sd_teach import pipeline
 from sd_teach.ddim import ddim_sigma, ddim_step, ddim_timesteps
 from sd_teach.diffusion import LatentDiffusion
-from sd_teach.guidance import classifier_free_guidance
+from sd_teach.guidance import GuidedModel, classifier_free_guidance
+from sd_teach.images import fit_image, keep_mask, to_tensor
+from sd_teach.noise import q_sample
 from sd_teach.pipeline import StableDiffusion, cpu_has_bf16, fastest_device, to_images
+from sd_teach.samplers import SAMPLERS
+from sd_teach.vae import AutoencoderKL
 
 
 def pixels(image) -> np.ndarray:
@@ -30,6 +35,7 @@ def idle(monkeypatch):
 
     for name in ("get_learned_conditioning", "apply_model", "decode_first_stage"):
         monkeypatch.setattr(LatentDiffusion, name, used)
+    monkeypatch.setattr(AutoencoderKL, "encode", used)
 
 
 # the run
@@ -186,6 +192,9 @@ def test_the_weights_are_left_alone(sd):
         ({"height": 65}, "multiples of 16, got 64 x 65"),
         ({"eta": -0.1}, "eta must lie between 0 and 1, got -0.1"),
         ({"eta": 1.5}, "eta must lie between 0 and 1, got 1.5"),
+        ({"sampler": "heun"}, "no sampler 'heun': give ddim, euler, dpm-solver"),
+        ({"sampler": "euler", "eta": 0.5}, "eta is DDIM's, euler adds no fresh noise: leave it at 0, got 0.5"),
+        ({"sampler": "dpm-solver++", "eta": 1.0}, "eta is DDIM's"),
     ],
 )
 def test_what_is_out_of_range_is_refused_before_any_work(sd, idle, options, message):
@@ -210,6 +219,231 @@ def test_ordinary_runs_do_not_warn(sd, options):
 def test_the_words_an_over_long_prompt_loses_are_named(sd):
     with pytest.warns(UserWarning, match="dropped: 'rocket'"):
         sd.text_to_image("a " * 75 + "rocket", steps=1)
+
+
+# samplers
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_sampler_asked_for_is_the_one_that_runs(sd, sampler):
+    states = []
+    result = sd.text_to_image("a cat", seed=3, num_images=2, steps=6, sampler=sampler, callback=states.append)
+    with torch.inference_mode():
+        cond, uncond = (each.expand(2, 77, 4) for each in sd.model.get_learned_conditioning(["a cat", ""]).chunk(2))
+        x_T = draw(generators(3, 4))
+        guided = GuidedModel(sd.model.apply_model, cond, uncond, 3.0)
+        by_hand = list(SAMPLERS[sampler](guided, x_T, sd.model.schedule, 6))
+    assert [state.t for state in states] == [state.t for state in by_hand]
+    torch.testing.assert_close(result.latents, by_hand[-1].x_prev, rtol=0, atol=1e-5)
+
+
+def test_euler_draws_the_picture_of_ddim_and_dpm_solver_another(sd):
+    ddim, euler, dpm = (sd.text_to_image("a cat", seed=3, steps=6, sampler=sampler).images[0] for sampler in SAMPLERS)
+    assert same(ddim, euler, levels=1)
+    assert not same(ddim, dpm, levels=1)
+
+
+# from a picture
+
+
+def picture(width: int = 64, height: int = 64, seed: int = 0) -> Image.Image:
+    """Smooth colours, all over."""
+    levels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def mask(*box: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    image = Image.new("L", size)
+    image.paste(255, box)
+    return image
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw(each: list[torch.Generator]) -> torch.Tensor:
+    return torch.stack([torch.randn(4, 8, 8, generator=generator) for generator in each])
+
+
+def redraw_by_hand(sd, image, steps, count, scale, eta, each, keep=None, from_noise=False):
+    """The loop of the seed: noise to the first time step, then denoise; with a mask, put the rest back before each."""
+    model, alphas = sd.model, sd.model.schedule.alphas_cumprod
+    n = len(each)
+    states = model.get_learned_conditioning(["a cat", "a dog"])
+    cond, uncond = states[0].expand(n, 77, 4), states[1].expand(n, 77, 4)
+    x_T = draw(each)
+    posterior = model.first_stage_model.encode(to_tensor(image))
+    x0 = 0.5 * torch.cat([posterior.sample(generator) for generator in each])
+    timesteps = ddim_timesteps(steps).tolist()[:count]
+    start = alphas[timesteps[-1]]
+    x = x_T if from_noise else start.sqrt() * x0 + (1 - start).sqrt() * x_T
+    for t, t_prev in zip(timesteps[::-1], [*timesteps[-2::-1], 0], strict=True):
+        if keep is not None:
+            x = keep * (alphas[t].sqrt() * x0 + (1 - alphas[t]).sqrt() * draw(each)) + (1 - keep) * x
+        both = model.apply_model(x.repeat(2, 1, 1, 1), torch.full((2 * n,), t), torch.cat([uncond, cond]))
+        eps = classifier_free_guidance(both[:n], both[n:], scale)
+        sigma = ddim_sigma(alphas[t], alphas[t_prev], eta)
+        x, _ = ddim_step(x, eps, alphas[t], alphas[t_prev], sigma, draw(each) if eta else None)
+    return x if keep is None else keep * x0 + (1 - keep) * x
+
+
+SETTINGS = {"seed": 7, "num_images": 2, "steps": 5, "guidance_scale": 3.0}
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(("strength", "count"), [(0.2, 1), (0.6, 3), (0.75, 3), (1.0, 5)])
+def test_image_to_image_equals_the_same_run_assembled_by_hand(sd, strength, count, eta):
+    result = sd.image_to_image(picture(), "a cat", "a dog", strength=strength, eta=eta, **SETTINGS)
+    with torch.inference_mode():
+        latents = redraw_by_hand(sd, picture(), 5, count, 3.0, eta, generators(7, 8))
+        images = to_images(sd.model.first_stage_model.decode(latents / 0.5))
+    torch.testing.assert_close(result.latents, latents, rtol=0, atol=1e-5)
+    assert result.seeds == [7, 8]
+    assert all(same(a, b, levels=1) for a, b in zip(result.images, images, strict=True))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize(("strength", "count"), [(0.6, 3), (1.0, 5)])
+def test_inpainting_equals_the_same_run_assembled_by_hand(sd, strength, count, eta):
+    keep = torch.ones(8, 8)
+    keep[1:5, 2:6] = 0
+    result = sd.inpaint(picture(), mask(16, 8, 48, 40), "a cat", "a dog", strength=strength, eta=eta, **SETTINGS)
+    with torch.inference_mode():
+        latents = redraw_by_hand(sd, picture(), 5, count, 3.0, eta, generators(7, 8), keep, from_noise=strength == 1)
+    torch.testing.assert_close(result.latents, latents, rtol=0, atol=1e-5)
+
+
+def test_the_default_strength_is_three_quarters_and_all_for_inpainting(sd):
+    seen = []
+    sd.image_to_image(picture(), "a cat", steps=8, callback=lambda state: seen.append(state.t))
+    assert seen == ddim_timesteps(8).tolist()[5::-1]
+    seen.clear()
+    sd.inpaint(picture(), mask(0, 0, 32, 32), "a cat", steps=8, callback=lambda state: seen.append(state.t))
+    assert seen == ddim_timesteps(8).tolist()[::-1]
+
+
+def test_outside_the_mask_the_latent_is_the_encoders_and_inside_it_is_not(sd):
+    result = sd.inpaint(picture(), mask(16, 8, 48, 40), "a cat", seed=4)
+    (each,) = generators(4)
+    draw([each])
+    x0 = 0.5 * sd.model.first_stage_model.encode(to_tensor(picture())).sample(each)
+    kept = keep_mask(mask(16, 8, 48, 40).convert("1")).bool().expand(1, 4, 8, 8)
+    assert torch.equal(result.latents[kept], x0[kept])
+    assert (result.latents - x0)[~kept].abs().mean() > 0.1
+
+
+def test_paste_back_keeps_the_pictures_own_pixels_exactly_and_only_there(sd):
+    white = pixels(mask(16, 8, 48, 40)) > 0
+    plain, pasted = (
+        sd.inpaint(picture(), mask(16, 8, 48, 40), "a cat", seed=4, num_images=2, paste_back=paste_back)
+        for paste_back in (False, True)
+    )
+    assert torch.equal(plain.latents, pasted.latents)
+    for drawn, image in zip(plain.images, pasted.images, strict=True):
+        assert (pixels(image)[~white] == pixels(picture())[~white]).all()
+        assert (pixels(image)[white] == pixels(drawn)[white]).all()
+        assert not (pixels(drawn)[~white] == pixels(picture())[~white]).all()
+
+
+def test_a_mask_that_is_white_all_over_draws_the_picture_of_the_prompt(sd):
+    """Nothing of the picture is left, and at strength 1 the run starts from the noise of text to image."""
+    all_white = sd.inpaint(picture(), mask(0, 0, 64, 64), "a cat", seed=4)
+    assert same(all_white.images[0], sd.text_to_image("a cat", seed=4).images[0], levels=1)
+
+
+def test_the_redrawn_part_starts_from_the_picture_below_strength_1(sd):
+    states = []
+    sd.inpaint(picture(), mask(0, 0, 64, 64), "a cat", seed=4, strength=0.8, callback=states.append)
+    (each,) = generators(4)
+    noise = draw([each])
+    x0 = 0.5 * sd.model.first_stage_model.encode(to_tensor(picture())).sample(each)
+    start = q_sample(x0, torch.tensor([states[0].t]), noise, sd.model.schedule)
+    torch.testing.assert_close(states[0].x, start, rtol=0, atol=1e-6)
+
+
+def redraw(sd, image, **options):
+    return sd.image_to_image(image, "a cat", **options)
+
+
+def inpaint(sd, image, **options):
+    return sd.inpaint(image, mask(16, 8, 48, 40), "a cat", **options)
+
+
+BOTH = pytest.mark.parametrize("method", [redraw, inpaint])
+
+
+@BOTH
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_image_k_of_a_batch_is_the_image_of_its_own_seed_from_a_picture_too(sd, method, sampler):
+    batch = method(sd, picture(), seed=20, num_images=3, sampler=sampler)
+    for k in range(3):
+        assert same(method(sd, picture(), seed=20 + k, sampler=sampler).images[0], batch.images[k], levels=1)
+
+
+@BOTH
+def test_the_picture_the_strength_and_every_setting_have_an_effect(sd, method):
+    usual = method(sd, picture(), seed=1, strength=0.6).images[0]
+    assert same(usual, method(sd, picture(), seed=1, strength=0.6).images[0])
+    assert not same(usual, method(sd, picture(seed=1), seed=1, strength=0.6).images[0])
+    for change in ({"strength": 0.8}, {"seed": 2}, {"steps": 10}, {"guidance_scale": 1.0}, {"eta": 1.0},
+                   {"sampler": "dpm-solver++"}, {"negative_prompt": "a dog"}):  # fmt: skip
+        assert not same(usual, method(sd, picture(), **{"seed": 1, "strength": 0.6} | change).images[0]), change
+
+
+@pytest.mark.parametrize(("width", "height"), [(16, 16), (48, 32), (32, 80)])
+def test_pictures_are_cut_to_the_sides_asked_for(sd, width, height):
+    image = picture(100, 70)
+    redrawn = sd.image_to_image(image, "a cat", width=width, height=height, steps=2, strength=0.5).images[0]
+    assert redrawn.size == (width, height)
+    white = mask(50, 35, 51, 36, size=(100, 70))
+    white.paste(255, (40, 25, 60, 45))
+    part = sd.inpaint(image, white, "a cat", width=width, height=height, steps=2, paste_back=True).images[0]
+    assert part.size == (width, height)
+    assert (pixels(part)[0] == pixels(fit_image(image, width, height))[0]).all()
+
+
+@BOTH
+def test_the_pictures_given_are_left_alone(sd, method):
+    image = picture(100, 70)
+    before = image.copy()
+    method(sd, image.resize((64, 64)), steps=2)
+    assert same(image, before)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": -0.1}, "strength must lie between 0 and 1, got -0.1"),
+        ({"strength": 1.01}, "strength must lie between 0 and 1, got 1.01"),
+        ({"strength": float("nan")}, "strength must lie between 0 and 1, got nan"),
+        ({"strength": 0.0}, "strength of 0.0 leaves none of 5 steps"),
+        ({"strength": 0.19}, "strength of 0.19 leaves none of 5 steps"),
+        ({"steps": 0}, "steps must lie between 1 and 1000, got 0"),
+        ({"width": 56}, "multiples of 16, got 56 x 64"),
+        ({"sampler": "euler", "eta": 0.5}, "eta is DDIM's"),
+        ({"image": Image.new("F", (64, 64))}, "floating-point"),
+        ({"image": None}, "PIL images, got NoneType"),
+    ],
+)
+def test_what_is_out_of_range_is_refused_before_any_work_from_a_picture_too(sd, idle, method, options, message):
+    with pytest.raises(ValueError, match=message):
+        method(sd, **{"image": picture()} | options)
+
+
+def test_a_mask_that_cannot_be_used_is_refused_before_any_work(sd, idle):
+    with pytest.raises(ValueError, match="of one size, got 32 x 64 and 64 x 64"):
+        sd.inpaint(picture(), mask(0, 0, 9, 9, size=(32, 64)), "a cat")
+    with pytest.raises(ValueError, match="no white"):
+        sd.inpaint(picture(), mask(0, 0, 0, 0), "a cat")
+
+
+@BOTH
+def test_a_negative_prompt_at_scale_1_is_warned_of_where_a_picture_is_given_too(sd, method):
+    with pytest.warns(UserWarning, match="at scale 1 the negative prompt has no effect") as caught:
+        method(sd, picture(), negative_prompt="a dog", guidance_scale=1, steps=2)
+    assert [warning.filename for warning in caught] == [__file__]
 
 
 # pixels
