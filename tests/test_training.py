@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import random
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -539,6 +540,22 @@ def test_the_model_card_says_what_was_measured(tmp_path):
     stored = bundle.json.loads((bundle.ASSETS / "tiny" / "metrics.json").read_text())
     for name, value in stored.items():
         assert f"| {name} | {value} |" in card
+
+
+def test_the_card_is_written_from_figures_and_runs(small_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(small_folder, folder)
+    figures = {"vae_psnr_db": 30.0, "recognition_seen": 0.98, "synonyms": 0.375, "subjects": 335}
+    (folder / "metrics.json").write_text(json.dumps(figures))
+    for steps in (5, 8):
+        loop.Run("unet").save(step=steps, batch=3)
+        bundle.add_runs(folder, ["unet"])
+    bundle.write_card(folder)
+    card = (folder / "README.md").read_text()
+    assert "| 1 | unet | 5 | 3 |\n| 2 | unet | 8 | 3 |" in card
+    assert "synonyms (62.5% of the pictures" in card and "| synonyms | 0.375 |" in card
+    assert all(name in card for name in (*COLOURS, "335 things"))
+    assert "{" not in card
 
 
 def test_the_miniature_in_assets_is_the_one_the_training_builds():
