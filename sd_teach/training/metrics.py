@@ -279,26 +279,36 @@ def vae_psnr(model: LatentDiffusion, size: int = 128) -> float:
     return psnr(torch.cat(decoded), pictures).mean().item()
 
 
+def hits(model: LatentDiffusion, count: int | None, seed: int) -> dict[str, Tensor]:
+    """For each fraction of the module's docstring: which of one seed's prompts it was right for, bool [n]."""
+    seen, seen_background, _ = recognition(model, *pairs(False, seed, count), seed)
+    held_out, held_out_background, _ = recognition(model, *pairs(True, seed, count), seed)
+    right = {
+        "recognition_seen": seen,
+        "recognition_held_out": held_out,
+        "background": torch.cat([seen_background, held_out_background]),
+        "synonyms": recognition(model, *synonyms(seed, count), seed)[0],
+    }
+    for part in PARTS:
+        wanted = language(part, seed, count)
+        right[part] = judged(part, wanted, drawn(model, [prompt(scene) for scene in wanted], seed))
+    return right
+
+
 def measure(model: LatentDiffusion, count: int | None, seeds: int) -> dict[str, float]:
     """All figures of the module's docstring. count: prompts a seed, None for one for each subject."""
-    names = ("recognition_seen", "recognition_held_out", "background", "synonyms", *PARTS)
-    hits: dict[str, list[Tensor]] = {name: [] for name in names}
-    for seed in range(seeds):
-        for held_out, name in ((False, "recognition_seen"), (True, "recognition_held_out")):
-            right, background, _ = recognition(model, *pairs(held_out, seed, count), seed)
-            hits[name].append(right)
-            hits["background"].append(background)
-        prompts, subjects, colours = synonyms(seed, count)
-        hits["synonyms"].append(recognition(model, prompts, subjects, colours, seed)[0])
-        for part in PARTS:
-            wanted = language(part, seed, count)
-            hits[part].append(judged(part, wanted, drawn(model, [prompt(scene) for scene in wanted], seed)))
+    return summary(model, count, [hits(model, count, seed) for seed in range(seeds)])
+
+
+def summary(model: LatentDiffusion, count: int | None, runs: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The figures from what `hits` found with each seed."""
+    fractions = {name: torch.cat([run[name] for run in runs]).float().mean().item() for name in runs[0]}
     return {
         "vae_psnr_db": round(vae_psnr(model), 2),
-        **{name: round(torch.cat(right).float().mean().item(), 4) for name, right in hits.items()},
+        **{name: round(value, 4) for name, value in fractions.items()},
         "subjects": len(data.subjects()),
         "prompts": count or len(data.subjects()),
-        "seeds": seeds,
+        "seeds": len(runs),
     }
 
 
