@@ -13,14 +13,14 @@ _BLUE = "#3b6fd4"
 
 def schedule_curves(betas: Tensor, signal: Tensor, noise: Tensor, snr: Tensor) -> Figure:
     """Over the time steps: variance added, factors of signal and noise in x_t, signal-to-noise ratio; all [T]."""
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.6, 2.6), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(9.0, 2.4), layout="constrained")
     plt.close(figure)
     left.plot(betas, color=_INK)
     left.set_title(r"variance added, $\beta_t$", fontsize=9)
     middle.plot(signal, color=_ACCENT, label=r"signal, $\sqrt{\bar\alpha_t}$")
     middle.plot(noise, color=_BLUE, label=r"noise, $\sqrt{1 - \bar\alpha_t}$")
     middle.set_title("what $x_t$ is made of", fontsize=9)
-    middle.legend(fontsize=8, frameon=False, loc="center left")
+    middle.legend(fontsize=8, frameon=False, loc="center right", bbox_to_anchor=(1.0, 0.62))
     right.semilogy(snr, color=_INK)
     right.axhline(1.0, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
     right.set_title(r"signal to noise, $\bar\alpha_t / (1 - \bar\alpha_t)$", fontsize=9)
@@ -49,7 +49,7 @@ def length_histogram(lengths: Mapping[str, Tensor]) -> Figure:
     figure, axis = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
     plt.close(figure)
     for (label, values), colour in zip(lengths.items(), (_BLUE, _INK, _ACCENT), strict=False):
-        axis.hist(values, bins=120, range=(0.0, 2.0), density=True, color=colour, alpha=0.85, label=label)
+        axis.hist(values, bins=80, range=(0.0, 2.0), density=True, color=colour, alpha=0.85, label=label)
     axis.set_xlabel(r"length of the noise / $\sqrt{n}$", fontsize=9)
     axis.set_ylabel("share of seeds", fontsize=9)
     axis.set_yticks([])
