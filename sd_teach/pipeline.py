@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from sd_teach.checkpoint import load_model, model_path
-from sd_teach.ddim import DDIMState, ddim_timesteps, last_timesteps
+from sd_teach.ddim import DDIMState, last_timesteps
 from sd_teach.diffusion import LatentDiffusion
 from sd_teach.exchange import import_diffusers
 from sd_teach.guidance import GuidedModel
 from sd_teach.images import fit_image, fit_mask, keep_mask, to_images, to_tensor
 from sd_teach.noise import draw_noise, image_generators, initial_noise, q_sample
-from sd_teach.samplers import SAMPLERS
+from sd_teach.samplers import SAMPLERS, sampler_timesteps
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class _Run:
             warnings.warn("at scale 1 the negative prompt has no effect", stacklevel=4)
         self.model, self.prompts, self.scale = model, [prompt, negative_prompt], scale
         self.width, self.height, self.eta, self.sampler, self.callback = width, height, eta, sampler, callback
-        self.timesteps = ddim_timesteps(steps, model.schedule.num_timesteps)
+        self.timesteps = sampler_timesteps(sampler, steps, model.schedule)
         self.generators = image_generators(seed, num_images)
         x_T = initial_noise(self.generators, height, width, config.unet.in_channels, config.vae.downsampling)
         self.x_T = x_T.to(next(model.parameters()).device)

@@ -60,6 +60,23 @@ def _half_log_snr(alpha_bar: Tensor) -> Tensor:
     return 0.5 * (alpha_bar / (1.0 - alpha_bar)).log()
 
 
+def log_snr_timesteps(steps: int, schedule: NoiseSchedule) -> Tensor:
+    """S time steps from T-1 down, even in lambda instead of in t, so that the last one goes to 0. LongTensor [S].
+
+    Ascending like ddim_timesteps, and like it all of 0..T-1 where S = T. Steps of less than 1 in t become 1.
+    A method of second order needs them ("uniform in logSNR"): of steps even in t, the last are far larger in lambda.
+    Raises ValueError unless 1 <= steps <= T.
+    """
+    T = schedule.num_timesteps
+    if not 1 <= steps < T:
+        return ddim_timesteps(steps, T)
+    falling = _half_log_snr(schedule.alphas_cumprod.double())
+    even = torch.linspace(float(falling[0]), float(falling[-1]), steps + 1, dtype=torch.float64)[1:]
+    t = (falling[:, None] - even).abs().argmin(dim=0)
+    i = torch.arange(steps)
+    return i + (t - i).cummax(dim=0).values.clamp(1, T - steps)  # t - i grows: no time step comes twice
+
+
 def euler_sample(
     eps_model: Callable[[Tensor, Tensor], Tensor],
     x_T: Tensor,
@@ -83,8 +100,8 @@ def dpmpp_2m_sample(
     timesteps: Tensor | None = None,
     blend: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Iterator[DDIMState]:
-    """Run DPM-Solver++(2M); arguments, states and errors as in ddim_sample, without fresh noise."""
-    timesteps = ddim_timesteps(steps, schedule.num_timesteps) if timesteps is None else timesteps
+    """Run DPM-Solver++(2M) over time steps even in log SNR; as ddim_sample otherwise, without fresh noise."""
+    timesteps = log_snr_timesteps(steps, schedule) if timesteps is None else timesteps
     last = ()  # what a step leaves for the next one
 
     def step(x: Tensor, eps: Tensor, alpha_bar_t: Tensor, alpha_bar_prev: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,3 +114,10 @@ def dpmpp_2m_sample(
 
 
 SAMPLERS = {"ddim": ddim_sample, "euler": euler_sample, "dpm-solver++": dpmpp_2m_sample}
+
+
+def sampler_timesteps(sampler: str, steps: int, schedule: NoiseSchedule) -> Tensor:
+    """The time steps that a sampler, one of SAMPLERS, takes by itself. LongTensor [S], ascending."""
+    if sampler == "dpm-solver++":
+        return log_snr_timesteps(steps, schedule)
+    return ddim_timesteps(steps, schedule.num_timesteps)
