@@ -50,7 +50,7 @@ def smaller(png: str) -> dict[str, str]:
     if image.getcolors(2000):  # few enough for a palette to lose nothing that one could see
         image.quantize(256, dither=Image.Dither.NONE).save(data, "PNG", optimize=True)
     else:
-        image.save(data, "JPEG", quality=80, optimize=True, progressive=True)
+        image.save(data, "JPEG", quality=75, optimize=True, progressive=True)
     return {Image.MIME[Image.open(data).format]: base64.b64encode(data.getvalue()).decode()}
 
 
