@@ -23,9 +23,7 @@ def fewer_numbers(answer: object) -> Verdict:
         ask="return how many numbers of an RGB picture there are for each number of its latent",
         expected=3 * pixels / channels,
         mistakes={
-            "the picture shrinks on both sides: a place of the latent stands for factor x factor pixels": 3
-            * factor
-            / channels,
+            "the picture shrinks on both sides: a place stands for factor x factor pixels": 3 * factor / channels,
             "a pixel is three numbers: red, green and blue": pixels / channels,
             "a place of the latent is not one number but `channels` of them": 3 * pixels,
             "more channels, more numbers kept, less compression: divide by them": 3 * pixels * channels,
@@ -67,31 +65,33 @@ def upsample(answer: object) -> Verdict:
     )
 
 
-def sample(answer: object) -> Verdict:
-    """6.3: (mean, logvar, noise) -> mean + exp(logvar / 2) noise."""
-    mean, logvar, noise = (_normal(2, 4, 3, 5, seed=seed) for seed in range(3))
+def fit_with_offset(answer: object) -> Verdict:
+    """6.3: (X, Y) -> the least-squares solution of [X 1] M = Y, [5, 3]."""
+    X = _normal(60, 4, seed=0) + 0.5
+    Y = X @ _normal(4, 3, seed=1) + torch.tensor([0.3, -0.6, 0.9]) + 0.2 * _normal(60, 3, seed=2)
+    expected = _fit(torch.cat([X, torch.ones(60, 1)], dim=1), Y)
     return mark(
         "6.3",
         answer,
-        mean,
-        logvar,
-        noise,
-        ask="return a latent drawn from the Gaussian: its mean, and noise as large as its standard deviation",
-        expected=mean + (0.5 * logvar).exp() * noise,
+        X,
+        Y,
+        ask="put a column of ones to the right of X, solve for Y, return the solution",
+        expected=expected,
         mistakes={
-            "your noise is multiplied by the variance; a Gaussian's noise is as large as its standard deviation, the "
-            "root: exp(logvar / 2)": mean + logvar.exp() * noise,
-            "your noise is multiplied by logvar itself, a logarithm: exp() comes before it is a size": mean
-            + logvar * noise,
-            "logvar / 2 is the logarithm of the standard deviation: exp() is still missing": mean
-            + 0.5 * logvar * noise,
-            "halve the logarithm, not the variance: exp(logvar / 2), not exp(logvar) / 2": mean
-            + 0.5 * logvar.exp() * noise,
-            "this is noise of the right size around 0: the mean is missing": (0.5 * logvar).exp() * noise,
-            "this is the mode: the noise is missing": mean,
+            "these are the twelve numbers: without the column of ones a latent of zeros stays mid-grey": _fit(X, Y),
+            "the offset stands in the first row: put the ones to the right of X, not to its left": expected.roll(1, 0),
+            "the wrong way round, this makes latents of colours: lstsq(A, B) solves A M = B": _fit(Y, X),
+            "the mean of Y is the offset only where the mean of X is 0: let lstsq find it, by a column of ones": (
+                torch.cat([_fit(X, Y - Y.mean(dim=0)), Y.mean(dim=0, keepdim=True)])
+            ),
         },
-        right="mean + std x noise: gradients reach both mean and logvar, so an encoder can learn them",
+        right="fifteen numbers; programs that preview Stable Diffusion's latents carry just such a table",
+        atol=1e-4,
     )
+
+
+def _fit(A: Tensor, B: Tensor) -> Tensor:
+    return torch.linalg.lstsq(A, B).solution
 
 
 def to_decoder(answer: object) -> Verdict:
