@@ -202,7 +202,14 @@ class UNetModel(nn.Module):
         factor = self.config.downsampling
         if x.shape[-2] % factor or x.shape[-1] % factor:
             raise ValueError(f"sides of the latent must be multiples of {factor}, got {tuple(x.shape[-2:])}")
-        emb = self.time_embed(timestep_embedding(t, self.config.model_channels).to(x.dtype))
+        return self.predict(x, self.embed(t, x.dtype), context)
+
+    def embed(self, t: Tensor, dtype: torch.dtype) -> Tensor:
+        """Time steps [b] -> what every ResBlock is told of them, [b, 4 model_channels]."""
+        return self.time_embed(timestep_embedding(t, self.config.model_channels).to(dtype))
+
+    def predict(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
+        """forward, once the time steps are embedded."""
         h, skips = x, []
         for block in self.input_blocks:
             h = block(h, emb, context)
