@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -161,6 +162,10 @@ class _Run:
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         width = defaults.image_size if width is None else width
         height = defaults.image_size if height is None else height
+        whole = {"steps": steps, "seed": seed, "num_images": num_images, "width": width, "height": height}
+        for name, value in whole.items():
+            if not isinstance(value, Integral):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
         multiple = config.size_multiple
         if width < 1 or height < 1 or width % multiple or height % multiple:
             raise ValueError(f"width and height must be positive multiples of {multiple}, got {width} x {height}")
@@ -179,7 +184,7 @@ class _Run:
         self.model, self.prompts, self.scale = model, [prompt, negative_prompt], scale
         self.width, self.height, self.eta, self.sampler, self.callback = width, height, eta, sampler, callback
         self.timesteps = sampler_timesteps(sampler, steps, model.schedule)
-        self.generators = image_generators(seed, num_images)
+        self.generators = image_generators(int(seed), num_images)
         x_T = initial_noise(self.generators, height, width, config.unet.in_channels, config.vae.downsampling)
         self.x_T = x_T.to(next(model.parameters()).device)
 
@@ -210,6 +215,10 @@ class _Run:
         return state.x_prev
 
     def result(self, latents: Tensor) -> Result:
+        if not latents.isfinite().all():
+            raise ValueError(
+                "the latents grew beyond all numbers: give a smaller guidance scale, or compute in float32"
+            )
         images = to_images(self.model.decode_first_stage(latents))
         return Result(images, latents, [generator.initial_seed() for generator in self.generators])
 

@@ -192,6 +192,10 @@ def test_the_weights_are_left_alone(sd):
         ({"height": 65}, "multiples of 16, got 64 x 65"),
         ({"eta": -0.1}, "eta must lie between 0 and 1, got -0.1"),
         ({"eta": 1.5}, "eta must lie between 0 and 1, got 1.5"),
+        ({"steps": 2.5}, "steps must be a whole number, got 2.5"),
+        ({"seed": "7"}, "seed must be a whole number, got '7'"),
+        ({"num_images": 1.0}, "num_images must be a whole number, got 1.0"),
+        ({"width": 64.0}, "width must be a whole number, got 64.0"),
         ({"sampler": "heun"}, "no sampler 'heun': give ddim, euler, dpm-solver"),
         ({"sampler": "euler", "eta": 0.5}, "eta is DDIM's, euler adds no fresh noise: leave it at 0, got 0.5"),
         ({"sampler": "dpm-solver++", "eta": 1.0}, "eta is DDIM's"),
@@ -200,6 +204,15 @@ def test_the_weights_are_left_alone(sd):
 def test_what_is_out_of_range_is_refused_before_any_work(sd, idle, options, message):
     with pytest.raises(ValueError, match=message):
         sd.text_to_image("a cat", **options)
+
+
+def test_a_run_that_leaves_the_numbers_is_refused_instead_of_drawn(sd):
+    with pytest.raises(ValueError, match="grew beyond all numbers: give a smaller guidance scale"):
+        sd.text_to_image("a cat", guidance_scale=1e30)
+
+
+def test_numpys_whole_numbers_are_whole_numbers(sd):
+    assert sd.text_to_image("a cat", steps=np.int64(2), seed=np.int32(7)).seeds == [7]
 
 
 def test_a_negative_prompt_at_scale_1_is_warned_of_where_it_was_written(sd):
