@@ -41,7 +41,7 @@ def test_no_absolute_path_of_a_machine_is_in_the_tree(tracked):
     assert not [path for path in texts if pattern.search(path.read_bytes())]
 
 
-@pytest.mark.parametrize("page", ["README.md", "assets/tiny/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "article.md", "assets/tiny/README.md"])
 def test_links_within_the_repository_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     local = [link for link in links if "://" not in link]
