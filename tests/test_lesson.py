@@ -64,6 +64,7 @@ def test_a_scrubber_shows_the_picture_its_slider_points_at():
     scrubber.slider.value = 1
     assert shown(scrubber) == (200, 200, 200)
     assert repr(scrubber) == "a slider over 2 pictures"
+    assert "s-scrubber" in scrubber._dom_classes  # the browser's test looks for it
 
 
 def test_a_scrubber_takes_figures():
