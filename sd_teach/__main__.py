@@ -70,11 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         "--paste-back", action="store_true", default=None, help="keep the picture's own pixels where the mask is black"
     )
     parser.add_argument(
-        "--model", default="tiny", help="tiny, sd-v1-5, a model folder, or a .safetensors file (default: tiny)"
+        "--model", default="tiny", help="tiny, sd-v1-5, a model folder, or a .safetensors or .ckpt file (default: tiny)"
     )
     parser.add_argument("--device", help="cpu, cuda or mps (default: the fastest present)")
     parser.add_argument(
-        "--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the UNet and text encoder"
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        help="of the UNet and text encoder (default: bf16 for a large model on a CPU that has it, else fp32)",
     )
     parser.add_argument(
         "--from-png", type=Path, metavar="FILE", help="repeat the run that made a picture; other options change it"
@@ -130,8 +132,12 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
     if seed == -1:
         seed = random.randrange(2**32)
         print(f"seed {seed}", file=sys.stderr)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.dtype]
-    sd = StableDiffusion.from_pretrained(options.model, options.device, dtype)
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, None: None}
+    if options.dtype not in dtypes:  # a picture may tell anything
+        raise ValueError(f"there is no dtype {options.dtype!r}: give fp32, bf16 or fp16")
+    sd = StableDiffusion.from_pretrained(options.model, options.device, dtypes[options.dtype])
+    weights = next(sd.model.model.parameters())
+    (dtype,) = [name for name, known in dtypes.items() if known == weights.dtype]
     defaults = sd.model.config.defaults
     settings = {
         "steps": defaults.steps if options.steps is None else options.steps,
@@ -154,26 +160,41 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
     def step_done(state) -> None:
         nonlocal bar
         # the bar appears with the first step, so that an error before it stays the only line
-        bar = bar or tqdm(total=int(settings.get("strength", 1) * settings["steps"]), desc="denoising", unit="step")
+        bar = bar or tqdm(
+            total=int(settings.get("strength", 1) * settings["steps"]),
+            desc=f"denoising on {weights.device} in {dtype}",
+            unit="step",
+        )
         bar.update()
 
     result = draw(options.prompt, options.negative, seed=seed, num_images=options.n, callback=step_done, **settings)
     bar.close()
     told |= {"prompt": options.prompt, "negative_prompt": options.negative, **settings}
-    told |= {"model": options.model, "model_sha256": model_digest(options.model)}
+    told |= {"dtype": dtype, "model": options.model, "model_sha256": model_digest(options.model)}
     for path, image, image_seed in zip(outputs, result.images, result.seeds, strict=True):
         info = PngInfo()
         for key, value in {**told, "seed": image_seed}.items():
             info.add_itxt(key, str(value))
         _write(path, image, info)
         print(path)
+    if peak := _peak_memory():
+        print(f"peak memory {peak:.2f} GiB", file=sys.stderr)
+
+
+def _peak_memory() -> float | None:
+    """The most memory this process has had, GiB; None where the system does not tell."""
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:  # Windows
+        return None
+    return getrusage(RUSAGE_SELF).ru_maxrss / (1024**3 if sys.platform == "darwin" else 1024**2)
 
 
 # option of the command line -> key in a picture's text chunks
 _TOLD = {"negative": "negative_prompt", "scale": "guidance_scale"} | {
     key: key for key in ("prompt", "steps", "width", "height", "eta", "seed", "model")
 }
-_TOLD_WHERE_USED = ("sampler", "strength", "init_image", "mask", "paste_back")
+_TOLD_WHERE_USED = ("sampler", "dtype", "strength", "init_image", "mask", "paste_back")
 
 
 def _settings(path: Path) -> dict[str, str]:
@@ -203,7 +224,7 @@ def _download(arguments: list[str]) -> int:
 
 def _verify(arguments: list[str]) -> int:
     parser = _Parser(prog="sd-teach verify", description="Compare names, shapes, schedule and sha256 with the model's.")
-    parser.add_argument("model", help="tiny, a model folder, or a .safetensors file")
+    parser.add_argument("model", help="tiny, a model folder, or a .safetensors or .ckpt file")
     options = parser.parse_args(arguments)
     from sd_teach.verify import verify
 
@@ -217,7 +238,7 @@ def _export(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path, help="where to; a diffusers folder that is there is replaced")
     parser.add_argument("--to", choices=["diffusers"], required=True, help="the library")
     parser.add_argument(
-        "--model", default="tiny", help="tiny, sd-v1-5, a model folder, or a .safetensors file (default: tiny)"
+        "--model", default="tiny", help="tiny, sd-v1-5, a model folder, or a .safetensors or .ckpt file (default: tiny)"
     )
     options = parser.parse_args(arguments)
     from sd_teach.checkpoint import load_model

@@ -16,6 +16,8 @@ class CrossAttention(nn.Module):
     heads, dim_head: number and width of the heads.
     """
 
+    attend = staticmethod(F.scaled_dot_product_attention)  # packing.py may put a faster one of the same result here
+
     def __init__(self, query_dim: int, context_dim: int | None, heads: int, dim_head: int):
         super().__init__()
         self.heads = heads
@@ -33,7 +35,7 @@ class CrossAttention(nn.Module):
             rearrange(tensor, "b l (heads dim) -> b heads l dim", heads=self.heads)
             for tensor in (self.to_q(x), self.to_k(context), self.to_v(context))
         )
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = self.attend(q, k, v)  # softmax(q kᵀ / sqrt(dim)) v
         return self.to_out[0](rearrange(out, "b heads l dim -> b l (heads dim)"))
 
 

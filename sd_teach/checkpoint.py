@@ -4,26 +4,33 @@ Both hold the same names. Loading is strict: a name that is missing, unexpected 
 names it; weights that load quietly only in part make pictures that are quietly wrong.
 """
 
-import hashlib
 import json
 import math
-import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
-from safetensors.torch import load_file
+from torch import nn
 
 from sd_teach import ASSETS
 from sd_teach.diffusion import LatentDiffusion, ModelConfig
-from sd_teach.download import find_sd_v1_5
+from sd_teach.download import SD_V1_5, find_sd_v1_5, sha256_of
+from sd_teach.stored import (
+    FLOATS,
+    Stored,
+    check_dtypes,
+    check_finite,
+    find_shards,
+    find_tensors,
+    one_line,
+    read_tensors,
+)  # fmt: skip
 
-INDEX = "model.safetensors.index.json"
 SUMS = "SHA256SUMS"
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)  # what weights may be stored in
+PART = 2**27  # parameters that are loaded at once, at most
 
 # what the real file may hold beside the networks' 1,130 tensors, none of it a weight
 EXTRA_NAMES = {
@@ -45,54 +52,72 @@ EXTRA_NAMES = {
 }
 
 
-def load_model(name: str | Path = "tiny", dtype: torch.dtype = torch.float32) -> LatentDiffusion:
-    """Load a model, frozen and on the CPU.
+def load_model(
+    name: str | Path = "tiny",
+    dtype: torch.dtype = torch.float32,
+    prepare: Callable[[nn.Module], object] | None = None,
+) -> LatentDiffusion:
+    """Load a model, frozen and on the CPU. Weights that need no change stay in their file, mapped into memory.
 
-    name: "tiny", "sd-v1-5", a folder written by save_model, or a .safetensors file of Stable Diffusion v1.5.
+    name: "tiny", "sd-v1-5", a folder written by save_model, or a .safetensors or .ckpt file of Stable Diffusion v1.5.
     dtype: of the UNet and the text encoder; the VAE is float32 always.
+    prepare: called with one part of the networks after the other, as soon as it has its weights. What is replaced
+        there is let go at once, so that memory never holds the model twice.
 
     Raises ValueError, naming the file and what is wrong with it, for anything that is not exactly such a model.
     """
-    path, config, files = _find(name)
-    state = {}
-    for file in files:
-        try:
-            tensors = load_file(file)
-        except Exception as error:  # what a hostile file makes the library raise has no common base
-            raise ValueError(f"{file} cannot be read as safetensors, get it again: {_line(error)}") from None
-        if twice := sorted(state.keys() & tensors.keys()):
-            raise ValueError(f"{file} holds {_line(twice[0])} again, another shard has it")
-        state |= tensors
+    path, config, files = find_model(name)
+    stored = find_tensors(files)
     if path.is_dir():
-        _check_sums(files)
-    model = empty_model(path, config)
-    _check_schedule(state, model, path)
-    state = {k: v for k, v in state.items() if k not in EXTRA_NAMES}
-    check_names({k: v.shape for k, v in model.state_dict().items()}, {k: v.shape for k, v in state.items()}, path)
-    for key in state:
-        if state[key].dtype not in FLOATS:
-            raise ValueError(f"{path}: {key} is of {state[key].dtype}, weights are floating-point numbers")
-        state[key] = state[key].to(torch.float32 if key.startswith("first_stage_model.") else dtype)
-    model.load_state_dict(state, strict=True, assign=True)
+        check_sums(files)
+    model = empty_model(config, path / "config.json")
+    _check_schedule(stored, model, path)
+    weights = {key: value for key, value in stored.items() if key not in EXTRA_NAMES}
+    check_names({k: v.shape for k, v in model.state_dict().items()}, {k: v.shape for k, v in weights.items()}, path)
+    check_dtypes(weights, path)
+    for prefix, part in _parts(model):
+        state = {}
+        for key, tensor in read_tensors({key: weights[prefix + key] for key in part.state_dict()}):
+            name = prefix + key
+            state[key] = tensor.to(torch.float32 if name.startswith("first_stage_model.") else dtype)
+            check_finite(state[key], f"{path}: {name}")
+        part.load_state_dict(state, strict=True, assign=True)
+        if prepare:
+            prepare(part)
+            for parameter in part.parameters():  # a view of what is left would keep the part's file in memory
+                parameter.data = parameter.data.clone()
     return model.eval().requires_grad_(False)
 
 
-def empty_model(path: Path, config: ModelConfig) -> LatentDiffusion:
+def empty_model(config: ModelConfig, where: str | Path) -> LatentDiffusion:
     """The networks on the meta device: shapes only, no memory, no time spent on random weights.
 
-    Raises ValueError, naming the model's folder `path`, where no network can have these sizes.
+    Raises ValueError, naming `where` the config is from, where no network can have these sizes.
     """
     try:
         with torch.device("meta"):
             return LatentDiffusion(config)
     except Exception as error:  # three libraries look at the sizes, each with errors of its own
-        raise ValueError(f"{path / 'config.json'} describes no network that can be built: {_line(error)}") from None
+        told = one_line(" ".join(str(error).split()))
+        raise ValueError(f"{where} describes no network that can be built: {told}") from None
+
+
+def _parts(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """(what its names begin with, part) for parts of at most half a gigabyte, which together are the module."""
+    children = dict(module.named_children())
+    if not children or sum(parameter.numel() for parameter in module.parameters()) <= PART:
+        yield prefix, module
+        return
+    for name, child in children.items():
+        yield from _parts(child, f"{prefix}{name}.")
 
 
 def model_digest(name: str | Path = "tiny") -> str:
-    """The sha256 over a model's weight files, in the order of their names; takes seconds for the real model."""
+    """The sha256 over a model's weight files, in the order of their names; takes seconds for a large file."""
     path = model_path(name)
-    return _sha256(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path])
+    if name == "sd-v1-5":
+        return SD_V1_5.sha256  # model_path has verified it
+    return sha256_of(*(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]))
 
 
 def model_path(name: str | Path) -> Path:
@@ -108,7 +133,7 @@ def model_path(name: str | Path) -> Path:
             raise ValueError("the real weights are not here yet: python -m sd_teach download sd-v1-5 fetches them")
         return path
     if not Path(name).exists():
-        raise ValueError(f'no model at "{name}": give tiny, sd-v1-5, a model folder, or a .safetensors file')
+        raise ValueError(f'no model at "{name}": give tiny, sd-v1-5, a model folder, or a .safetensors or .ckpt file')
     return Path(name)
 
 
@@ -123,7 +148,7 @@ def save_model(model: LatentDiffusion, folder: Path) -> None:
     files = sorted(folder.glob("model*.safetensors"))
     for file in files:
         shutil.copymode(folder / "config.json", file)  # safetensors lets only the owner read its files
-    (folder / SUMS).write_text("".join(f"{_sha256([file])}  {file.name}\n" for file in files))
+    (folder / SUMS).write_text("".join(f"{sha256_of(file)}  {file.name}\n" for file in files))
 
 
 def check_names(expected: dict[str, torch.Size], found: dict[str, torch.Size], where: str | Path) -> None:
@@ -143,35 +168,24 @@ def check_names(expected: dict[str, torch.Size], found: dict[str, torch.Size], w
         if names
     ]
     if told:
-        raise ValueError(f"{where} does not hold this model; {_line('; '.join(told))}")
+        raise ValueError(f"{where} does not hold this model; {one_line('; '.join(told))}")
 
 
-def _find(name: str | Path) -> tuple[Path, ModelConfig, list[Path]]:
-    """(where the model is, its config, its weight files)."""
+def find_model(name: str | Path) -> tuple[Path, ModelConfig, list[Path]]:
+    """(where a model is, its config, its weight files), for a name as load_model takes it; no weights are read.
+
+    Raises ValueError where there is no model, or its config or the list of its files is broken.
+    """
     path = model_path(name)
     if path.is_dir():
-        return path, _read_config(path / "config.json"), _shards(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path} is neither a model folder nor a .safetensors file")
+        return path, _read_config(path / "config.json"), find_shards(path)
+    if path.suffix not in (".safetensors", ".ckpt"):
+        raise ValueError(f"{path} is neither a model folder nor a .safetensors or .ckpt file")
     return path, ModelConfig(), [path]
 
 
-def _shards(folder: Path) -> list[Path]:
-    try:
-        names = sorted(set(json.loads((folder / INDEX).read_text())["weight_map"].values()))
-        if not names or not all(re.fullmatch(r"[\w.-]+", name, re.ASCII) for name in names):
-            raise ValueError("names are missing or strange")
-    except FileNotFoundError:
-        names = ["model.safetensors"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{folder / INDEX} is not an index of safetensors shards") from None
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}")
-    return [folder / name for name in names]
-
-
-def _check_sums(files: list[Path]) -> None:
+def check_sums(files: list[Path]) -> None:
+    """Raise ValueError, naming the file, where the SHA256SUMS beside the files, if there are any, say otherwise."""
     sums = files[0].with_name(SUMS)
     if sums.exists():
         try:
@@ -180,38 +194,20 @@ def _check_sums(files: list[Path]) -> None:
             raise ValueError(f"{sums} cannot be read") from None
         digests = dict(zip(told[1::2], told[::2], strict=False))
         for file in files:
-            if digests.get(file.name) != _sha256([file]):
+            if digests.get(file.name) != sha256_of(file):
                 raise ValueError(f"{file} is damaged: its sha256 is not the one in {SUMS}; get it again")
 
 
-def _check_schedule(state: dict[str, torch.Tensor], model: LatentDiffusion, path: Path) -> None:
+def _check_schedule(stored: dict[str, Stored], model: LatentDiffusion, path: Path) -> None:
     # the file's own tables are not used; where they are there, they must say what ours say
-    for name in ("betas", "alphas_cumprod"):
-        ours = getattr(model.schedule, name)
-        if name not in state:
-            continue
-        if state[name].dtype not in FLOATS:
-            raise ValueError(
-                f"{path}: its {name}, the noise schedule, are of {state[name].dtype}, not numbers like ours"
-            )
+    for name, theirs in read_tensors({name: stored[name] for name in ("betas", "alphas_cumprod") if name in stored}):
+        ours, dtype = getattr(model.schedule, name), stored[name].dtype
+        if dtype not in FLOATS:
+            raise ValueError(f"{path}: its {name}, the noise schedule, are of {dtype}, not numbers like ours")
         # another schedule differs by percents, a half-precision copy of ours by its rounding
-        theirs, rounding = state[name].float(), max(1e-4, torch.finfo(state[name].dtype).eps)
-        if theirs.shape != ours.shape or not torch.allclose(theirs, ours, rtol=rounding, atol=1e-7):
+        rounding = max(1e-4, torch.finfo(FLOATS[dtype]).eps)
+        if theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours, rtol=rounding, atol=1e-7):
             raise ValueError(f"{path} was trained with another noise schedule: its {name} are not ours")
-
-
-def _line(error: object) -> str:
-    """What a library or a file says, cut to one printable line."""
-    return "".join(c if c.isprintable() else " " for c in str(error).strip().split("\n")[0])[:300]
-
-
-def _sha256(files: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -220,7 +216,7 @@ def _read_config(path: Path) -> ModelConfig:
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is no model folder: it has no config.json") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a model's config: {_line(error)}") from None
+        raise ValueError(f"{path} is not a model's config: {one_line(error)}") from None
 
 
 def _build(kind: type, values: object):

@@ -114,15 +114,17 @@ def find_sd_v1_5(file: HubFile = SD_V1_5, cache_dir: str | Path | None = None) -
     return path
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal digits; of a large file with progress on stderr."""
-    digest, size = hashlib.sha256(), path.stat().st_size
+def sha256_of(*paths: Path) -> str:
+    """The sha256 over files, one after the other, in hexadecimal digits; over large ones with progress on stderr."""
+    digest, size = hashlib.sha256(), sum(path.stat().st_size for path in paths)
     small = size < 1 << 28  # bytes: done in less than a second
     bar = tqdm(total=size, desc="sha256", unit="B", unit_scale=True, disable=small, file=sys.stderr)
-    with path.open("rb") as data, bar:
-        while block := data.read(1 << 20):
-            digest.update(block)
-            bar.update(len(block))
+    with bar:
+        for path in paths:
+            with path.open("rb") as data:
+                while block := data.read(1 << 20):
+                    digest.update(block)
+                    bar.update(len(block))
     return digest.hexdigest()
 
 

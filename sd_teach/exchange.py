@@ -20,15 +20,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
 from transformers.activations import ACT2FN
 
 from sd_teach.attention import SpatialTransformer
-from sd_teach.checkpoint import _line, check_names
+from sd_teach.checkpoint import check_names, empty_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
 from sd_teach.noise import ScheduleConfig
+from sd_teach.stored import check_dtypes, check_finite, find_shards, find_tensors, one_line, read_tensors
 from sd_teach.text_encoder import TextConfig
 from sd_teach.unet import Downsample, ResBlock, UNetConfig, UNetModel, Upsample
 from sd_teach.vae import AutoencoderKL, VAEConfig
@@ -354,12 +355,7 @@ def import_diffusers(folder: Path) -> LatentDiffusion:
                 raise _refusal(folder / FILES[file], name, settings[file][name], f"only {wanted[name]!r} is understood")
     if config.text.hidden_act not in ACT2FN:
         raise _refusal(folder / FILES["text_encoder"], "hidden_act", config.text.hidden_act, "no such activation")
-    try:
-        with torch.device("meta"):  # shapes only: no memory, no time spent on random weights
-            model = LatentDiffusion(config)
-    except Exception as error:  # three libraries look at the sizes, each with errors of its own
-        told = _line(" ".join(str(error).split()))
-        raise ValueError(f"{folder}: its settings describe no network that can be built: {told}") from None
+    model = empty_model(config, folder)
     _check_tokenizer(folder / "tokenizer", model)
     for part, names in tensor_names(model).items():
         network = model.get_submodule(PARTS[part][0])
@@ -370,7 +366,7 @@ def import_diffusers(folder: Path) -> LatentDiffusion:
 
 
 def _refusal(path: Path, name: str, value: object, why: str) -> ValueError:
-    return ValueError(f"{path}: {_line(f'{name} is {value!r}')}: {why}")
+    return ValueError(f"{path}: {one_line(f'{name} is {value!r}')}: {why}")
 
 
 def _read_settings(folder: Path) -> dict[str, dict]:
@@ -381,7 +377,9 @@ def _read_settings(folder: Path) -> dict[str, dict]:
         try:
             found = json.loads(path.read_text())
         except (OSError, ValueError, RecursionError) as error:
-            raise ValueError(f"{folder} is no diffusers folder: {FILES[file]} cannot be read: {_line(error)}") from None
+            raise ValueError(
+                f"{folder} is no diffusers folder: {FILES[file]} cannot be read: {one_line(error)}"
+            ) from None
         if not isinstance(found, dict):
             raise ValueError(f"{path} holds no settings")
         if found.get("_class_name") == "PNDMScheduler":  # SD v1.5's own: the same betas, and no clipping
@@ -416,7 +414,7 @@ def _check_tokenizer(path: Path, model: LatentDiffusion) -> None:
     try:
         theirs = CLIPTokenizer.from_pretrained(str(path), local_files_only=True)
     except Exception as error:  # the tokenizers library raises nothing narrower
-        raise ValueError(f"{path} holds no CLIP tokenizer: {_line(error)}") from None
+        raise ValueError(f"{path} holds no CLIP tokenizer: {one_line(error)}") from None
 
     def traits(tokenizer: CLIPTokenizer) -> dict[str, object]:
         special = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token")}
@@ -432,28 +430,25 @@ def _check_tokenizer(path: Path, model: LatentDiffusion) -> None:
 
 def _read_tensors(folder: Path, file: str, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """The tensors of a part under today's names, in the shapes we want them in, which are `shapes` and no others."""
-    index, shards = folder / f"{file}.index.json", [file]
-    try:
-        if index.exists():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            if not all(re.fullmatch(r"[\w.-]+", shard, re.ASCII) for shard in shards):
-                raise ValueError("its index lists strange files")
-        found = [item for shard in shards for item in load_file(folder / shard).items()]
-    except Exception as error:  # what a hostile file makes the libraries raise has no common base
-        raise ValueError(f"{folder / file} cannot be read: {_line(error)}") from None
-    tensors = {}
-    for name, tensor in found:
+    stored = {}
+    for name, value in find_tensors(find_shards(folder, file)).items():
         if name.removeprefix("text_model.") == "embeddings.position_ids":  # 0, 1, ... 76: older folders have them
             continue
         older = re.sub(r"(?<=\.attentions\.0\.)\w+", lambda match: OLD.get(match[0], match[0]), name)
         name = next((today for today in (name, older, f"text_model.{name}") if today in shapes), name)
-        if name in tensors:
-            raise ValueError(f"{folder} holds {_line(name)} twice")
-        if tensor.dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-            raise ValueError(f"{folder}: {_line(name)} is of {tensor.dtype}, weights are floating-point numbers")
-        # projections around attention: a linear layer in one version, a 1 x 1 convolution in another
-        if re.search(r"\.attentions\.\d+\.(to|proj)_", name) and tensor.ndim == 2 and len(shapes.get(name, ())) == 4:
-            tensor = tensor[:, :, None, None]
-        tensors[name] = tensor
-    check_names(shapes, {name: tensor.shape for name, tensor in tensors.items()}, folder)
+        if name in stored:
+            raise ValueError(f"{folder} holds {one_line(name)} twice")
+        stored[name] = value
+    # projections around attention: a linear layer in one version, a 1 x 1 convolution in another
+    flat = {
+        name
+        for name, value in stored.items()
+        if re.search(r"\.attentions\.\d+\.(to|proj)_", name) and len(value.shape) == len(shapes.get(name, ())) - 2 == 2
+    }
+    check_names(shapes, {name: (*v.shape, 1, 1) if name in flat else v.shape for name, v in stored.items()}, folder)
+    check_dtypes(stored, folder)
+    tensors = {}
+    for name, tensor in read_tensors(stored):
+        check_finite(tensor, f"{folder}: {name}")
+        tensors[name] = tensor[:, :, None, None] if name in flat else tensor
     return tensors

@@ -21,7 +21,10 @@ from sd_teach.exchange import import_diffusers
 from sd_teach.guidance import GuidedModel
 from sd_teach.images import fit_image, fit_mask, keep_mask, to_images, to_tensor
 from sd_teach.noise import draw_noise, image_generators, initial_noise, q_sample
+from sd_teach.packing import can_pack, pack
 from sd_teach.samplers import SAMPLERS, sampler_timesteps
+
+LARGE = 2**30  # bytes of weights from which on a CPU a model is packed, and runs in half precision where it can
 
 
 @dataclass(frozen=True)
@@ -41,30 +44,38 @@ class StableDiffusion:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path = "tiny", device: str | None = None, dtype: torch.dtype = torch.float32
+        cls, name: str | Path = "tiny", device: str | None = None, dtype: torch.dtype | None = None
     ) -> "StableDiffusion":
-        """Load "tiny", "sd-v1-5" (once downloaded), a .safetensors file of Stable Diffusion v1.5, or a model folder.
+        """Load "tiny", "sd-v1-5" (once downloaded), a .safetensors or .ckpt file of Stable Diffusion v1.5, or a folder.
 
         A folder may be save_model's or diffusers'.
-        device: "cpu", "cuda" or "mps"; the fastest present if None. dtype: of UNet and text encoder.
+        device: "cpu", "cuda" or "mps"; the fastest present if None.
+        dtype: of UNet and text encoder; if None, bfloat16 for a large model on a CPU that has it, else float32.
+        On a CPU a large model's layers are packed (packing.py): it is for running only.
         Raises ValueError where the model or the device is not there, or the weights are not exactly the model's.
         """
         device = device or fastest_device()
         if device.split(":")[0] not in ("cpu", "cuda", "mps"):
             raise ValueError(f"device {device!r} cannot be used: give cpu, cuda or mps")
-        if device.startswith("cpu") and dtype != torch.float32 and not (dtype == torch.bfloat16 and cpu_has_bf16()):
+        path, on_cpu = model_path(name), device.startswith("cpu")
+        files = [path] if path.is_file() else path.rglob("*.safetensors")
+        large = on_cpu and sum(file.stat().st_size for file in files) >= LARGE
+        dtype = dtype or (torch.bfloat16 if large and cpu_has_bf16() else torch.float32)
+        if on_cpu and dtype != torch.float32 and not (dtype == torch.bfloat16 and cpu_has_bf16()):
             raise ValueError(f"this CPU does not compute in {str(dtype).removeprefix('torch.')}: use float32")
-        if (model_path(name) / "model_index.json").is_file():
-            model = import_diffusers(Path(name)).to(torch.float32)
+        packed = large and can_pack()
+        if (path / "model_index.json").is_file():
+            model = import_diffusers(path).to(torch.float32)
             model.model.to(dtype), model.cond_stage_model.to(dtype)
+            model = pack(model) if packed else model
         else:
-            model = load_model(name, dtype)
+            model = load_model(name, dtype, pack if packed else None)
         try:
             model.to(device)
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {device!r} cannot be used: {str(error).splitlines()[0]}") from None
-        # convolutions read channels_last without repacking
-        model.model.to(memory_format=torch.channels_last)
+        if not packed:  # convolutions read channels_last without rearranging it
+            model.model.to(memory_format=torch.channels_last)
         return cls(model)
 
     @torch.inference_mode()

@@ -1,7 +1,7 @@
 """Is this file the model, exactly? Names, shapes, dtypes, schedule and sha256, without loading a weight.
 
-A safetensors file tells names, shapes and dtypes in its header, so the answer costs no memory; only the schedule's
-tables, 12,000 numbers, and the sha256 read further.
+A file tells names, shapes and dtypes in its header, so the answer costs no memory; only the schedule's tables, 12,000
+numbers, and the sha256 read further.
 """
 
 from collections import Counter
@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sd_teach.checkpoint import EXTRA_NAMES, SUMS, _check_sums, _find, _line, empty_model, model_digest
-from sd_teach.download import SD_V1_5, sha256_of
+from sd_teach.checkpoint import EXTRA_NAMES, SUMS, check_sums, empty_model, find_model, model_digest
+from sd_teach.download import SD_V1_5
 from sd_teach.noise import NoiseSchedule
+from sd_teach.stored import FLOATS, Stored, read_tensors, stored_tensors
 
 NETWORKS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model."}
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -64,44 +63,40 @@ class Report:
 def verify(name: str | Path) -> Report:
     """Compare a model's files with the networks they are for.
 
-    name: as load_model takes it: "tiny", a model folder, or a .safetensors file of Stable Diffusion v1.5.
+    name: as load_model takes it: "tiny", a model folder, or a .safetensors or .ckpt file of Stable Diffusion v1.5.
     The sha256 of a large file takes seconds, with progress on stderr.
 
     Raises ValueError for what cannot be read as a model at all; any other difference is in the report.
     """
-    path, config, files = _find(name)
-    model = empty_model(path, config)
+    path, config, files = find_model(name)
+    model = empty_model(config, path / "config.json")
     expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     known = schedule_tables(model.schedule)
 
     found, problems = {}, []
     for file in files:
-        try:
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 (it is no dict)
-                    stored = opened.get_slice(name)
-                    if name in found:
-                        problems.append(("twice", name, f"again in {file.name}"))
-                    found[name] = shape, dtype = stored.get_shape(), stored.get_dtype()
-                    if name in known and (fault := _table_fault(opened, name, shape, dtype, known[name])):
-                        problems.append(("wrong schedule", name, fault))
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} cannot be read as safetensors, get it again: {_line(error)}") from None
+        stored = stored_tensors(file)
+        problems += [("twice", name, f"again in {file.name}") for name in stored if name in found]
+        tables = {name: stored[name] for name in stored if name in known}
+        for name, table in read_tensors(tables):
+            if fault := _table_fault(tables[name], table, known[name]):
+                problems.append(("wrong schedule", name, fault))
+        found |= stored
     problems += _differences(expected, found)
 
     networks = {}
     for network, prefix in NETWORKS.items():
         held = [found[name] for name in found if name.startswith(prefix) and name not in EXTRA_NAMES]
         wanted = sum(name.startswith(prefix) for name in expected)
-        parameters = sum(torch.Size(shape).numel() for shape, _ in held)
-        networks[network] = len(held), wanted, parameters, Counter(dtype for _, dtype in held)
+        parameters = sum(stored.shape.numel() for stored in held)
+        networks[network] = len(held), wanted, parameters, Counter(stored.dtype for stored in held)
 
-    sha256 = sha256_of(path) if path.is_file() else model_digest(path)
+    sha256 = model_digest(path)
     origin = "Stable Diffusion v1.5 as published" if sha256 == SD_V1_5.sha256 else "unknown here"
     if (path / SUMS).exists():
         origin = f"as {SUMS} says"
         try:
-            _check_sums(files)
+            check_sums(files)
         except ValueError as error:
             origin = f"not as {SUMS} says"
             problems.append(("damaged", SUMS, str(error)))
@@ -130,23 +125,23 @@ def schedule_tables(schedule: NoiseSchedule) -> dict[str, Tensor]:
     }
 
 
-def _table_fault(opened, name: str, shape: list[int], dtype: str, ours: Tensor) -> str | None:
+def _table_fault(stored: Stored, table: Tensor, ours: Tensor) -> str | None:
     """How a stored table differs from ours by more than its dtype explains, or None."""
-    if shape != list(ours.shape) or dtype not in FLOATS:
-        return f"{shape} {dtype} instead of {list(ours.shape)} floats"
-    stored = opened.get_tensor(name).double()
+    if stored.shape != ours.shape or stored.dtype not in FLOATS:
+        return f"{list(stored.shape)} {stored.dtype} instead of {list(ours.shape)} floats"
+    table = table.double()
     # another schedule differs by percents, float32 arithmetic by 1e-5, rounding to float16 by half of its eps, 5e-4
-    far = ~torch.isclose(stored, ours, rtol=max(1e-4, torch.finfo(FLOATS[dtype]).eps), atol=1e-7)
+    far = ~torch.isclose(table, ours, rtol=max(1e-4, torch.finfo(FLOATS[stored.dtype]).eps), atol=1e-7)
     if not far.any():
         return None
     step = int(far.nonzero()[0])
-    return f"{stored[step]:.6g} instead of {ours[step]:.6g} at step {step}, {int(far.sum())} of {len(ours)} differ"
+    return f"{table[step]:.6g} instead of {ours[step]:.6g} at step {step}, {int(far.sum())} of {len(ours)} differ"
 
 
-def _differences(expected: dict[str, list[int]], found: dict[str, tuple[list[int], str]]) -> list[tuple[str, str, str]]:
+def _differences(expected: dict[str, list[int]], found: dict[str, Stored]) -> list[tuple[str, str, str]]:
     problems = [("missing", name, f"{shape}") for name, shape in expected.items() if name not in found]
     for name in found.keys() - EXTRA_NAMES:
-        shape, dtype = found[name]
+        shape, dtype = list(found[name].shape), found[name].dtype
         if name not in expected:
             problems.append(("unexpected", name, f"{shape} {dtype}"))
         elif shape != expected[name]:

@@ -74,8 +74,11 @@ def network_block():
         yield
 
 
-def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Draw every parameter, so that no zero-initialised layer hides what comes before it; returns module."""
+def randomize(module: torch.nn.Module, seed: int = 0, gain: float = 1.5) -> torch.nn.Module:
+    """Draw every parameter, so that no zero-initialised layer hides what comes before it; returns module.
+
+    gain: how much a layer makes of what comes in; at 1.0 answers keep about unit variance, prompts hardly change them.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for part in module.modules():
@@ -84,7 +87,7 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
                 if parameter.ndim == 1:  # biases, and the factors of norms
                     values = 0.2 * values + (1.0 if "Norm" in type(part).__name__ and name == "weight" else 0.0)
                 elif not isinstance(part, torch.nn.Embedding):
-                    values *= 1.5 / parameter[0].numel() ** 0.5  # at 1.0 prompts hardly change the picture
+                    values *= gain / parameter[0].numel() ** 0.5
                 parameter.copy_(values)
     return module
 

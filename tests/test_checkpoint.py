@@ -1,21 +1,26 @@
 """Weights on disk: what was saved is what is loaded, and anything else is refused by name."""
 
+import gc
 import json
 import shutil
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from sd_teach import checkpoint
-from sd_teach.checkpoint import EXTRA_NAMES, INDEX, SUMS, check_names, load_model, model_digest, save_model
+from sd_teach.checkpoint import EXTRA_NAMES, SUMS, check_names, load_model, model_digest, save_model
 from sd_teach.diffusion import LatentDiffusion, ModelConfig
+from sd_teach.download import SD_V1_5
 from sd_teach.text_encoder import TextConfig
 from sd_teach.unet import UNetConfig
 from sd_teach.vae import VAEConfig
+from sd_teach.verify import verify
 
 WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 TENSOR = "model.diffusion_model.out.2.bias"
 
 
@@ -127,6 +132,68 @@ def test_sums_are_optional(folder, sd):
 def test_a_single_file_holds_the_default_model(folder, sd, monkeypatch):
     monkeypatch.setattr(checkpoint, "ModelConfig", lambda: sd.model.config)
     assert_same_weights(load_model(folder / WEIGHTS), sd.model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_ckpt_holds_the_same_model_in_any_dtype(tmp_path, sd, monkeypatch, dtype):
+    monkeypatch.setattr(checkpoint, "ModelConfig", lambda: sd.model.config)
+    state = {name: tensor.to(dtype) for name, tensor in sd.model.state_dict().items()}
+    torch.save({"state_dict": state | extras(sd.model.schedule), "epoch": 3}, tmp_path / "model.ckpt")
+    loaded = load_model(tmp_path / "model.ckpt").state_dict()
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(loaded[name], state[name].float()) for name in state)
+    assert verify(tmp_path / "model.ckpt").ok
+
+
+def mapped(path) -> bool:
+    """Whether this process has the file in its memory."""
+    gc.collect()
+    return str(path) in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+@pytest.mark.parametrize("suffix", [".safetensors", ".ckpt"])
+def test_weights_that_need_no_change_stay_in_their_file(tmp_path, sd, monkeypatch, suffix):
+    monkeypatch.setattr(checkpoint, "ModelConfig", lambda: sd.model.config)
+    path, state = tmp_path / f"model{suffix}", sd.model.state_dict()
+    (torch.save if suffix == ".ckpt" else save_file)(
+        {name: tensor.contiguous() for name, tensor in state.items()}, path
+    )
+    model = load_model(path)
+    assert mapped(path)
+    del model
+    assert not mapped(path)
+    half = load_model(path, torch.bfloat16)
+    assert mapped(path)  # the VAE stays in float32
+    del half
+    prepared = load_model(path, prepare=lambda part: None)
+    assert not mapped(path)
+    assert_same_weights(prepared, sd.model)
+
+
+def test_a_large_model_is_loaded_part_by_part_and_each_is_prepared_when_it_is_whole(small_folder, sd, monkeypatch):
+    total = sum(parameter.numel() for parameter in sd.model.parameters())
+    for limit, least in ((total, 1), (total - 1, 3), (2000, 10)):
+        monkeypatch.setattr(checkpoint, "PART", limit)
+        parts = []
+        model = load_model(small_folder, prepare=parts.append)
+        assert_same_weights(model, sd.model)
+        assert len(parts) >= least and (limit == total) == (parts == [model])
+        assert sum(parameter.numel() for part in parts for parameter in part.parameters()) == total
+        assert not any(parameter.is_meta for part in parts for parameter in part.parameters())
+
+
+def test_what_prepare_puts_in_a_layers_place_stays_there(small_folder):
+    def prepare(part):
+        part.model.diffusion_model.out[2] = torch.nn.Identity()
+
+    model = load_model(small_folder, prepare=prepare)
+    assert isinstance(model.model.diffusion_model.out[2], torch.nn.Identity)
+
+
+def test_the_digest_of_the_verified_download_is_not_computed_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint, "find_sd_v1_5", lambda: tmp_path / "v1-5.safetensors")  # verified, and not read
+    assert model_digest("sd-v1-5") == SD_V1_5.sha256
 
 
 def test_a_single_file_of_another_model_is_not_stable_diffusion(folder):
@@ -373,7 +440,7 @@ def test_a_path_that_does_not_exist_is_refused(name):
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):
-    path = tmp_path / "model.ckpt"
+    path = tmp_path / "model.pt"
     path.write_bytes(b"pickle")
-    with pytest.raises(ValueError, match=r"neither a model folder nor a \.safetensors file"):
+    with pytest.raises(ValueError, match=r"neither a model folder nor a \.safetensors or \.ckpt file"):
         load_model(path)

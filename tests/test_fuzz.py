@@ -1,10 +1,13 @@
 """Files that are not what they say: load_model refuses each in one line that names it, or loads exactly the model."""
 
+import io
 import json
+import pickle
 import random
 import shutil
 import struct
 import warnings
+import zipfile
 from dataclasses import asdict, replace
 from functools import cache
 
@@ -14,10 +17,12 @@ from conftest import SMALL, randomize
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
-from sd_teach.checkpoint import INDEX, SUMS, load_model, save_model
+from sd_teach import checkpoint
+from sd_teach.checkpoint import SUMS, load_model, save_model
 from sd_teach.diffusion import LatentDiffusion
 
 WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
 NORM = "model.diffusion_model.out.0.weight"  # [8]
 # few tensors, so that hundreds of variants load in seconds
 TINY = replace(
@@ -135,7 +140,7 @@ def test_a_flipped_bit_in_the_header_is_refused_or_changes_no_number(folder, sta
 
 
 def test_a_flipped_bit_in_the_body_changes_one_number_at_most(folder, state):
-    # only digests would tell: save_model writes them, the hub has them
+    # only digests would tell, which save_model writes and the hub has; all but numbers that become infinite
     data, rng = (folder / WEIGHTS).read_bytes(), random.Random(3)
     end = 8 + struct.unpack("<Q", data[:8])[0]
     for _ in range(30):
@@ -143,7 +148,20 @@ def test_a_flipped_bit_in_the_body_changes_one_number_at_most(folder, state):
         broken = bytearray(data)
         broken[place // 8] ^= 1 << place % 8
         (folder / WEIGHTS).write_bytes(broken)
-        assert differences(outcome(folder, f"bit {place}"), state) == 1, f"bit {place}"
+        result = outcome(folder, f"bit {place}")
+        if isinstance(result, str):
+            assert "has numbers that torch.float32 cannot hold" in result
+        else:
+            assert differences(result, state) == 1, f"bit {place}"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_number_that_is_none_is_refused_by_name(folder, number, place):
+    tensors = load_file(folder / WEIGHTS)
+    tensors[NORM][place] = number
+    save_file(tensors, folder / WEIGHTS)
+    assert f"{NORM} has numbers that torch.float32 cannot hold" in refused(folder)
 
 
 def test_overwritten_bytes_in_the_header_are_refused(folder):
@@ -348,3 +366,102 @@ def test_a_flipped_bit_in_the_config_is_refused_or_leaves_names_and_shapes(folde
         (folder / "config.json").write_bytes(broken)
         result = outcome(folder, f"bit {place}")
         assert isinstance(result, str) or differences(result, state) == 0, f"bit {place}"
+
+
+# --- pickles ---
+
+
+@pytest.fixture
+def ckpt(state, tmp_path, monkeypatch):
+    """The model as a .ckpt file, to be damaged."""
+    monkeypatch.setattr(checkpoint, "ModelConfig", lambda: TINY)
+    path = tmp_path / "model.ckpt"
+    torch.save({"state_dict": state, "global_step": 840000}, path)
+    return path
+
+
+def test_the_undamaged_ckpt_loads_with_its_state_dict_or_as_one(ckpt, state):
+    assert differences(outcome(ckpt), state) == 0
+    torch.save(dict(state), ckpt)
+    assert differences(outcome(ckpt), state) == 0
+
+
+def test_a_truncated_ckpt_is_refused(ckpt):
+    data, rng = ckpt.read_bytes(), random.Random(7)
+    for length in sorted(
+        {0, 1, 2, 4, 30, len(data) - 1, len(data) - 22, *(rng.randrange(len(data)) for _ in range(40))}
+    ):
+        ckpt.write_bytes(data[:length])
+        assert "cannot be read as a .ckpt, get it again" in refused(ckpt, f"first {length} bytes")
+
+
+def test_a_flipped_bit_in_a_ckpt_is_refused_or_changes_nothing(ckpt, state):
+    """Every number in it is under a checksum, the zip archive's own."""
+    data, rng = ckpt.read_bytes(), random.Random(8)
+    with zipfile.ZipFile(ckpt) as archive:
+        names, directory = archive.namelist(), archive.start_dir
+        pickled = next(info for info in archive.infolist() if info.filename.endswith("data.pkl"))
+    body = [rng.randrange(8 * len(data)) for _ in range(20)]
+    program = [8 * pickled.header_offset + rng.randrange(8 * pickled.file_size) for _ in range(20)]
+    table = [rng.randrange(8 * directory, 8 * len(data)) for _ in range(60)]
+    results = []
+    for place in [*range(0, 8 * 30, 3), *body, *program, *table]:  # a local header of 30 bytes comes first
+        broken = bytearray(data)
+        broken[place // 8] ^= 1 << place % 8
+        ckpt.write_bytes(broken)
+        results.append(outcome(ckpt, f"bit {place}"))
+        if not isinstance(results[-1], str):
+            assert differences(results[-1], state) == 0, f"bit {place}"
+    assert len(names) > 100 and sum(isinstance(result, str) for result in results) > 0.3 * len(results)
+
+
+class Program:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('a program in a file of weights was run')",)
+
+
+def test_a_program_in_a_ckpt_is_refused_by_name_and_not_run(ckpt, state):
+    torch.save({"state_dict": state, "callbacks": Program()}, ckpt)
+    assert "holds more than tensors, exec among it" in refused(ckpt).replace("builtins.", "")
+    ckpt.write_bytes(pickle.dumps({NORM: Program()}))
+    refused(ckpt)
+    with zipfile.ZipFile(ckpt, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Program()))
+        archive.writestr("archive/version", "3")
+    refused(ckpt)
+
+
+ODDITIES = {
+    "a number": 3,
+    "a list": [1.0] * 8,
+    "a string": "x",
+    "none": None,
+    "sparse": torch.ones(8).to_sparse(),
+    "on no device": torch.ones(8, device="meta"),
+    "integers": torch.ones(8, dtype=torch.int64),
+    "nothing": torch.ones(0),
+    "nan": torch.full((8,), torch.nan),
+    "too large": torch.full((8,), 1e300, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("oddity", ODDITIES)
+def test_what_is_no_weight_in_a_ckpt_is_refused(ckpt, state, oddity):
+    torch.save(dict(state) | {NORM: ODDITIES[oddity]}, ckpt)
+    assert NORM in refused(ckpt)
+
+
+@pytest.mark.parametrize("content", [3, [], {}, {3: torch.ones(8)}, {"state_dict": None}, {"state_dict": {}}, "x"])
+def test_a_ckpt_of_another_kind_is_refused(ckpt, content):
+    torch.save(content, ckpt)
+    refused(ckpt)
+
+
+def test_ckpts_of_other_times_are_refused(ckpt, state):
+    torch.save(dict(state), ckpt, _use_new_zipfile_serialization=False)
+    assert "cannot be read as a .ckpt" in refused(ckpt)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as other:
+        other.writestr("readme.txt", "no model")
+    ckpt.write_bytes(archive.getvalue())
+    refused(ckpt)

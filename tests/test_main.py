@@ -116,6 +116,7 @@ def test_the_picture_carries_everything_that_made_it(cli, small_folder):
         "height": "32",
         "eta": "0.5",
         "sampler": "ddim",
+        "dtype": "fp32",
         "model": str(small_folder),
         "model_sha256": (small_folder / "SHA256SUMS").read_text().split()[0],
     }

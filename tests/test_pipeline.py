@@ -10,9 +10,11 @@ from PIL import Image
 from sd_teach import pipeline
 from sd_teach.ddim import ddim_sigma, ddim_step, ddim_timesteps
 from sd_teach.diffusion import LatentDiffusion
+from sd_teach.exchange import export_diffusers
 from sd_teach.guidance import GuidedModel, classifier_free_guidance
 from sd_teach.images import fit_image, keep_mask, to_tensor
 from sd_teach.noise import q_sample
+from sd_teach.packing import can_pack
 from sd_teach.pipeline import StableDiffusion, cpu_has_bf16, fastest_device, to_images
 from sd_teach.samplers import SAMPLERS
 from sd_teach.vae import AutoencoderKL
@@ -529,6 +531,41 @@ def test_half_precision_is_refused_where_the_cpu_does_not_compute_in_it(
     monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: has_bf16)
     with pytest.raises(ValueError, match="this CPU does not compute in"):
         StableDiffusion.from_pretrained(small_folder, device, dtype)
+
+
+@pytest.mark.parametrize("has_bf16", [True, False])
+def test_a_large_model_on_a_cpu_runs_in_bfloat16_where_it_can_and_a_small_one_does_not(
+    small_folder, monkeypatch, has_bf16
+):
+    monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: has_bf16)
+    dtypes = []
+    for large in (10**9, 0):
+        monkeypatch.setattr(pipeline, "LARGE", large)
+        model = StableDiffusion.from_pretrained(small_folder, "cpu").model
+        assert model.first_stage_model.encoder.norm_out.weight.dtype == torch.float32
+        dtypes.append(model.model.diffusion_model.out[0].weight.dtype)
+    assert dtypes == [torch.float32, torch.bfloat16 if has_bf16 else torch.float32]
+    exact = StableDiffusion.from_pretrained(small_folder, "cpu", torch.float32).model
+    assert exact.model.diffusion_model.out[0].weight.dtype == torch.float32
+
+
+@pytest.mark.skipif(not can_pack(), reason="this machine has no packed layers")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_large_model_is_packed_and_draws_the_same_picture(small_folder, sd, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: True)
+    export_diffusers(sd.model, tmp_path / "diffusers")
+    plain = StableDiffusion.from_pretrained(small_folder, "cpu", dtype)
+    monkeypatch.setattr(pipeline, "LARGE", 0)
+    expected = plain.text_to_image("a cat", seed=1, steps=2, guidance_scale=3.0)
+    for name in (small_folder, tmp_path / "diffusers"):
+        packed = StableDiffusion.from_pretrained(name, "cpu", dtype)
+        leaves = (*packed.model.model.modules(), *packed.model.first_stage_model.modules())
+        assert not any(isinstance(leaf, torch.nn.Linear | torch.nn.Conv2d) for leaf in leaves)
+        result = packed.text_to_image("a cat", seed=1, steps=2, guidance_scale=3.0)
+        if dtype == torch.float32:
+            assert same(result.images[0], expected.images[0], levels=1)
+        apart = (result.latents - expected.latents).norm() / expected.latents.norm()
+        assert apart < (1e-5 if dtype == torch.float32 else 0.05)
 
 
 def test_a_run_in_bfloat16_keeps_its_latents_in_float32(small_folder, sd, monkeypatch):

@@ -8,6 +8,7 @@ listing of names and shapes that a Stable Diffusion v1.5 checkpoint must have.
 from dataclasses import asdict
 
 import torch
+from conftest import randomize
 from diffusers import AutoencoderKL as TheirAutoencoderKL
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
@@ -37,21 +38,8 @@ VAE_INSIDE = {
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """Draw every parameter at random, norm affines and biases too, so that no layer is silent and none explodes."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in network.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                noise = torch.randn(parameter.shape, generator=generator)
-                if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-                    parameter.copy_((name == "weight") + 0.2 * noise)
-                elif isinstance(module, nn.Embedding):
-                    parameter.copy_(0.7 * noise)
-                elif name == "bias":
-                    parameter.copy_(0.2 * noise)
-                else:
-                    parameter.copy_(noise / parameter[0].numel() ** 0.5)
-    return network
+    """Draw every parameter at random, so that no layer is silent and none explodes."""
+    return randomize(network, seed, gain=1.0)
 
 
 def unet_blocks(config: UNetConfig) -> dict[str, str]:
