@@ -154,6 +154,9 @@ def main() -> None:
     options = parser(__doc__, run="unet", steps=20_000, batch=32, lr=8e-4)
     options.add_argument("--scenes", type=int, default=40_960, help="how many scenes to paint and encode in advance")
     options.add_argument(
+        "--average", type=float, default=0.9995, help="what a step leaves of the moving average: less for short runs"
+    )
+    options.add_argument(
         "--data", type=Path, metavar="FOLDER", help="fine-tune the bundled model on your own pictures instead"
     )
     if options.parse_known_args()[0].data:
@@ -196,7 +199,10 @@ def main() -> None:
         model.model.diffusion_model = unet
         return numbers
 
-    train(run, unet, lambda g: loss(model, *pool.draw(options.batch, g, near), g), evaluate, options)
+    def loss_at(generator: torch.Generator) -> Tensor:
+        return loss(model, *pool.draw(options.batch, generator, near), generator)
+
+    train(run, unet, loss_at, evaluate, options, average_decay=options.average)
 
 
 if __name__ == "__main__":
