@@ -4,6 +4,7 @@ With --own FOLDER, the model that came out of fine-tuning on `assets/catflower`,
 """
 
 import argparse
+import io
 import json
 from pathlib import Path
 
@@ -18,22 +19,22 @@ from sd_teach.training import data, drawings, scenes
 
 HERO = (
     "a cat",
-    "a purple owl on a yellow background",
+    "a purple owl",
     "pixel art of a rocket at night",
-    "a line drawing of a bicycle on an orange background",
-    "a cat and a pizza on a green background",
-    "a flat icon of a castle on a pink background",
-    "two penguins on a turquoise background",
+    "a line drawing of a bicycle",
+    "a pizza on a green background",
+    "a flat icon of a castle",
+    "a penguin on a pink background",
     "a green dog on a red background",
     "a lantern at night",
-    "pixel art of a mushroom on a blue background",
-    "a blue guitar on a white background",
-    "a small sailboat on a turquoise background",
+    "pixel art of a mushroom",
+    "a blue guitar",
+    "a house on a blue background",
 )
 STYLED = ("a cat", "a castle", "a sunflower", "a car", "an octopus", "a burger", "a guitar", "a house")
 COLOURED = ("owl", "car", "dragon", "teapot", "rabbit", "balloon")
 SCALES = (0, 1, 1.5, 2, 3, 5, 7.5, 12)
-SEEDED = ("a cat and a pizza", "two penguins at night", "a line drawing of a rocket")
+SEEDED = ("a purple cat", "a house at night", "a line drawing of a rocket")
 SEED = 12345
 CATFLOWER = ASSETS / "catflower"  # sixteen pictures of something nobody has seen before, to fine-tune on
 
@@ -146,9 +147,12 @@ def main() -> None:
         sd = StableDiffusion.from_pretrained("tiny")
         figures = {draw.__name__: draw(sd) for draw in (hero, film_strip, styles, colours, seeds, scales)}
     for name, figure in figures.items():
-        figure.savefig(
-            folder / f"{name}.png", dpi=120 if name in ("hero", "film_strip") else 100, metadata={"Software": None}
-        )
+        drawn = io.BytesIO()
+        figure.savefig(drawn, dpi=90)
+        picture = Image.open(drawn).convert("RGB")
+        if name != "hero":
+            picture = picture.quantize(256)  # a fifth of the size
+        picture.save(folder / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
