@@ -74,7 +74,7 @@ WRONG = [
     (check.noisy_x_prev, noisy(kept, itself, lambda p: p), "root of alpha_bar_prev is missing"),
     (check.perfect_eps, posterior, "this is the picture"),
     (check.perfect_eps, lambda x, a, m, v: (1 - a).sqrt() * (x - m) / (a * v + 1 - a), "mean is shrunk"),
-    (check.perfect_eps, lambda x, a, m, v: (x - a.sqrt() * m) / (1 - a).sqrt(), "cluster's share"),
+    (check.perfect_eps, lambda x, a, m, v: (x - a.sqrt() * m) / (1 - a).sqrt(), "heap's share"),
     (check.perfect_eps, lambda x, a, m, v: (1 - a).sqrt() * (x - a.sqrt() * m) / (v + 1 - a), "shrinks by alpha_bar"),
     (check.perfect_eps, lambda x, a, m, v: -perfect(x, a, m, v), "sign is turned"),
     (check.perfect_eps, lambda x, a, m, v: (1 - a).sqrt() * perfect(x, a, m, v), "divide by"),

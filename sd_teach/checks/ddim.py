@@ -119,14 +119,13 @@ def perfect_eps(answer: Callable) -> Verdict:
         a,
         m,
         v,
-        ask="write my_perfect_eps: the formula above for a single cluster, as noise",
+        ask="write my_perfect_eps: the formula above for a single heap, as noise",
         expected=(x - signal * x0) / noise,
         mistakes={
             "this is the picture, E[x_0 given x_t]; solve the jump for the noise": x0,
-            "in x_t the mean is shrunk as well: the cluster lies around sqrt(alpha_bar) mean": noise * (x - m) / total,
-            "the variance of x_t is alpha_bar v + 1 - alpha_bar: the cluster's share is missing": (x - signal * m)
-            / noise,
-            "the cluster's variance shrinks by alpha_bar on the way to x_t": noise * (x - signal * m) / (v + 1 - a),
+            "in x_t the mean is shrunk as well: the heap lies around sqrt(alpha_bar) mean": noise * (x - m) / total,
+            "the variance of x_t is alpha_bar v + 1 - alpha_bar: the heap's share is missing": (x - signal * m) / noise,
+            "the heap's variance shrinks by alpha_bar on the way to x_t": noise * (x - signal * m) / (v + 1 - a),
             "the sign is turned: noise is what lies between x_t and the signal": -(x - signal * x0) / noise,
             "divide by sqrt(1 - alpha_bar), the factor of the noise in x_t": x - signal * x0,
             "in x_t the picture is shrunk by sqrt(alpha_bar); take that much of it away": (x - x0) / noise,
