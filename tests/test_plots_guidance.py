@@ -25,7 +25,9 @@ def test_densities_have_their_samples_or_arrows_over_them():
     for axis, density, given, title in zip(axes, densities, dots, ["one", "two"], strict=True):
         assert np.allclose(axis.images[0].get_array(), density) and axis.images[0].origin == "lower"
         assert np.allclose(axis.lines[0].get_xydata(), given) and axis.get_title() == title
-    (axis,) = plots.density_panels(densities[:1], ["one"], 3.0, places=dots[1], arrows=[dots[1] + 1]).axes
+    arrows = dict(places=dots[1], arrows=[dots[1] + 1], names={"heap": (1.0, 2.0)})
+    (axis,) = plots.density_panels(densities[:1], ["one"], 3.0, **arrows).axes
+    assert [(text.get_text(), text.xy) for text in axis.texts] == [("heap", (1.0, 2.0))]
     (quiver,) = [artist for artist in axis.collections if hasattr(artist, "U")]
     assert np.allclose(quiver.XY, dots[1]) and np.allclose(quiver.V, dots[1][:, 1] + 1)
 

@@ -57,11 +57,13 @@ def density_panels(
     places: Tensor | None = None,
     arrows: Sequence[Tensor] = (),
     side: float = 1.9,
+    names: Mapping[str, tuple[float, float]] | None = None,
 ) -> Figure:
     """Densities over a square, side by side, darker where there is more; over them samples, or arrows.
 
     densities: [n, n] each, rows from y = -extent upwards. points: [k, 2] samples for each density, drawn as dots.
     places: [m, 2], where arrows start; arrows: [m, 2] for each density. side: inches of a panel.
+    names: text -> (x, y), where the first panel says it.
     """
     figure, axes = plt.subplots(1, len(densities), figsize=(side * len(densities), side + 0.3), sharey=True)
     plt.close(figure)
@@ -71,7 +73,11 @@ def density_panels(
         axis.imshow(density.numpy(), origin="lower", extent=box, cmap="Blues", vmax=1.25 * float(density.max()))
         axis.set_title(title, fontsize=9)
         axis.tick_params(labelsize=8)
-        axis.set(xlim=(-extent, extent), ylim=(-extent, extent))
+        ticks = np.linspace(-extent, extent, 7)[1:-1:2]  # none at the ends, where panels meet
+        axis.set(xlim=(-extent, extent), ylim=(-extent, extent), xticks=ticks, yticks=ticks)
+    for name, place in (names or {}).items():
+        box = dict(facecolor="white", edgecolor="none", pad=1.5)
+        axes[0].annotate(name, place, fontsize=8, color=_INK, ha="center", va="center", bbox=box)
     for axis, dots in zip(axes, points, strict=bool(points)):
         axis.plot(*dots.numpy().T, ".", color=_FOURTH, markersize=2.5, alpha=0.6, markeredgewidth=0)
     for axis, vectors in zip(axes, arrows, strict=bool(arrows)):
