@@ -74,6 +74,11 @@ def network_block():
         yield
 
 
+def normal(*shape: int, seed: int = 1) -> torch.Tensor:
+    """Unit Gaussian numbers of a seed, float32."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
 def randomize(module: torch.nn.Module, seed: int = 0, gain: float = 1.5) -> torch.nn.Module:
     """Draw every parameter, so that no zero-initialised layer hides what comes before it; returns module.
 

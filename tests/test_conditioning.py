@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import normal
 from parity.diffusers_twins import randomise
 
 from sd_teach.conditioning import CONDITIONS, ConditioningWrapper
@@ -13,10 +14,6 @@ SIZES = dict(
     model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2,), num_heads=4, context_dim=7,
     norm_groups=4,
 )  # fmt: skip
-
-
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 X, T = normal(2, 4, 8, 8), torch.tensor([1, 999])

@@ -5,6 +5,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+from conftest import normal
 from parity.diffusers_twins import checkpoint_listing, randomise
 from torch import nn
 from torch.testing import assert_close
@@ -23,10 +24,6 @@ SMALL = ModelConfig(
     ),
     vae=VAEConfig(ch=8, ch_mult=(1, 2), num_res_blocks=1, norm_groups=4),
 )  # fmt: skip
-
-
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import normal
 from parity.diffusers_twins import randomise
 from torch import nn
 from torch.testing import assert_close
@@ -28,10 +29,6 @@ VAES = {
     "SD's four levels": VAEConfig(ch=32),
     "odd widths": VAEConfig(ch=12, ch_mult=(1, 3, 2), num_res_blocks=1, z_channels=5, norm_groups=6),
 }
-
-
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def packed(network: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from conftest import normal
 from parity.diffusers_twins import randomise
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -17,10 +18,6 @@ SIZES = dict(
     model_channels=16, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(2,), num_heads=4, context_dim=7,
     norm_groups=4,
 )  # fmt: skip
-
-
-def normal(*shape, seed=1):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def unet(**options):

@@ -9,6 +9,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
+# one colour language for all figures
+INK, GREY, PALE = "#333344", "#c9cbd6", "#eef0f6"
+ACCENT, BLUE, GREEN, ROSE = "#ffb43a", "#3b6fd4", "#4f9d5d", "#c8507a"
+
 
 def image_grid(
     images: Sequence[Image.Image], titles: Sequence[str] = (), columns: int | None = None, side: float = 1.5
@@ -57,7 +61,6 @@ _STEPS = {
     5: ("UNet", "2 x 4 x 64 x 64", 5.6, 2.0),
     6: ("VAE decoder", "3 x 512 x 512", 10.9, 0.6),
 }
-_INK, _PALE, _ACCENT = "#333344", "#eef0f6", "#ffb43a"
 
 
 def pipeline_map(highlight: int | None = None) -> Figure:
@@ -66,18 +69,18 @@ def pipeline_map(highlight: int | None = None) -> Figure:
     plt.close(figure)
     axis.set(xlim=(-0.4, 13.6), ylim=(-0.25, 3.0))
     axis.axis("off")
-    loop = plt.Rectangle((4.2, 0.0), 5.4, 2.72, fill=False, edgecolor=_INK, linestyle=(0, (4, 3)), linewidth=1)
+    loop = plt.Rectangle((4.2, 0.0), 5.4, 2.72, fill=False, edgecolor=INK, linestyle=(0, (4, 3)), linewidth=1)
     axis.add_patch(loop)
-    axis.text(9.5, 2.78, "once for each of the 20 steps", ha="right", va="bottom", fontsize=8, color=_INK)
+    axis.text(9.5, 2.78, "once for each of the 20 steps", ha="right", va="bottom", fontsize=8, color=INK)
     for number, (name, shape, x, y) in _STEPS.items():
-        colour = _ACCENT if number == highlight else _PALE
-        box = dict(boxstyle="round,pad=0.2", facecolor=colour, edgecolor=_INK, linewidth=1)
-        axis.text(x, y, f"{number}  {name}\n{shape}", ha="center", va="center", fontsize=9, bbox=box, color=_INK)
+        colour = ACCENT if number == highlight else PALE
+        box = dict(boxstyle="round,pad=0.2", facecolor=colour, edgecolor=INK, linewidth=1)
+        axis.text(x, y, f"{number}  {name}\n{shape}", ha="center", va="center", fontsize=9, bbox=box, color=INK)
     for x, y, text in ((0.2, 2.0, '"a cat"'), (0.2, 0.6, "seed\n12345"), (13.1, 0.6, "picture")):
-        axis.text(x, y, text, ha="center", va="center", fontsize=9, style="italic", color=_INK)
+        axis.text(x, y, text, ha="center", va="center", fontsize=9, style="italic", color=INK)
 
     def arrow(start: tuple[float, float], end: tuple[float, float], bend: float = 0.0) -> None:
-        style = dict(arrowstyle="-|>", color=_INK, linewidth=1.1, connectionstyle=f"arc3,rad={bend}")
+        style = dict(arrowstyle="-|>", color=INK, linewidth=1.1, connectionstyle=f"arc3,rad={bend}")
         axis.annotate("", xy=end, xytext=start, arrowprops=style)
 
     arrow((0.75, 2.0), (1.35, 2.0))  # prompt -> text encoder

@@ -7,10 +7,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from sd_teach.plots import _ACCENT, _INK
+from sd_teach.plots import ACCENT, BLUE, GREEN, GREY, INK, ROSE
 
-_BLUE, _GREEN, _ROSE = "#3b6fd4", "#4f9d5d", "#c8507a"
-_COLOURS = [_ACCENT, _BLUE, _GREEN, _ROSE, "#7a5fb0", "#9a9aa8"]
+_COLOURS = [ACCENT, BLUE, GREEN, ROSE, "#7a5fb0", "#9a9aa8"]
 _VIEW = (-2.9, 2.9)  # of the plane, both axes
 
 
@@ -18,8 +17,8 @@ def steps_on_schedule(signal: Tensor, times: Mapping[str, Sequence[int]]) -> Fig
     """Where runs stop on the schedule; signal: [T], its factor at each time step; label -> time steps."""
     figure, axis = plt.subplots(figsize=(6.4, 2.6), layout="constrained")
     plt.close(figure)
-    axis.plot(signal, color=_INK, linewidth=1)
-    for (label, steps), colour, size in zip(times.items(), (_BLUE, _ACCENT), (7, 4), strict=False):
+    axis.plot(signal, color=INK, linewidth=1)
+    for (label, steps), colour, size in zip(times.items(), (BLUE, ACCENT), (7, 4), strict=False):
         axis.plot(steps, [signal[t] for t in steps], "o", color=colour, markersize=size, label=label)
     axis.set_xlabel("time step $t$", fontsize=9)
     axis.set_ylabel(r"signal, $\sqrt{\bar\alpha_t}$", fontsize=9)
@@ -32,18 +31,18 @@ def one_step(data: Tensor, x: Tensor, pred_x0: Tensor, signal: Tensor, x_prev: T
     """A step in the plane. data: [n, 2]; x, pred_x0, signal (what is kept of pred_x0), x_prev: [2] each."""
     figure, axis = plt.subplots(figsize=(5.6, 3.6), layout="constrained")
     plt.close(figure)
-    axis.scatter(*data.T, s=4, color="#c9cbd6", linewidths=0)
+    axis.scatter(*data.T, s=4, color=GREY, linewidths=0)
     for start, end, colour, name in (
-        ((0.0, 0.0), signal, _BLUE, r"$\sqrt{\bar\alpha_{t-1}}\,\hat x_0$"),
-        (signal, x_prev, _ACCENT, r"$\sqrt{1 - \bar\alpha_{t-1}}\,\hat\epsilon$"),
+        ((0.0, 0.0), signal, BLUE, r"$\sqrt{\bar\alpha_{t-1}}\,\hat x_0$"),
+        (signal, x_prev, ACCENT, r"$\sqrt{1 - \bar\alpha_{t-1}}\,\hat\epsilon$"),
     ):
         style = dict(arrowstyle="-|>", color=colour, linewidth=2, shrinkA=0, shrinkB=2)
         axis.annotate("", xy=tuple(end), xytext=tuple(start), arrowprops=style)
         axis.plot([], [], color=colour, linewidth=2, label=name)
-    points = ((x, _INK, "$x_t$"), (pred_x0, _ROSE, r"$\hat x_0$"), (x_prev, _GREEN, "$x_{t-1}$"))
+    points = ((x, INK, "$x_t$"), (pred_x0, ROSE, r"$\hat x_0$"), (x_prev, GREEN, "$x_{t-1}$"))
     for point, colour, name in points:
         axis.plot(*point, "o", color=colour, markersize=8, label=name)
-    axis.plot(0, 0, "+", color=_INK)
+    axis.plot(0, 0, "+", color=INK)
     axis.legend(fontsize=10, frameon=False, loc="center left", bbox_to_anchor=(1.02, 0.5))
     _plane(axis)
     return figure
@@ -70,7 +69,7 @@ def trajectories(panels: Mapping[str, Tensor], data: Tensor, colours: Mapping[st
     figure, axes = plt.subplots(1, len(panels), figsize=(2.8 * len(panels), 3.0), squeeze=False)
     plt.close(figure)
     for (title, paths), axis in zip(panels.items(), axes[0], strict=True):
-        axis.scatter(*data.T, s=1.5, color="#c9cbd6", linewidths=0)
+        axis.scatter(*data.T, s=1.5, color=GREY, linewidths=0)
         for k, colour in enumerate(colours[title]):
             axis.plot(*paths[:, k].T, color=_COLOURS[colour], linewidth=0.9)
             axis.plot(*paths[0, k], "o", markersize=3.5, color=_COLOURS[colour], fillstyle="none", markeredgewidth=0.8)
@@ -89,7 +88,7 @@ def where_seeds_lead(labels: Tensor, extent: float, data: Tensor) -> Figure:
     axis.imshow(
         labels.numpy(), origin="lower", extent=[-extent, extent] * 2, cmap=colours, alpha=0.45, interpolation="nearest"
     )
-    axis.scatter(*data.T, s=1.5, color=_INK, linewidths=0)
+    axis.scatter(*data.T, s=1.5, color=INK, linewidths=0)
     _plane(axis)
     figure.subplots_adjust(0.01, 0.01, 0.99, 0.99)
     return figure
@@ -99,7 +98,7 @@ def error_curves(steps: Mapping[str, Sequence[int]], errors: Mapping[str, Sequen
     """Errors against numbers of steps, both logarithmic; the same labels in both."""
     figure, axis = plt.subplots(figsize=(5.6, 3.0), layout="constrained")
     plt.close(figure)
-    for (label, values), colour in zip(errors.items(), (_BLUE, _ACCENT), strict=False):
+    for (label, values), colour in zip(errors.items(), (BLUE, ACCENT), strict=False):
         axis.loglog(steps[label], values, "o-", color=colour, markersize=4, label=label)
     ticks = sorted({count for counts in steps.values() for count in counts})
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -115,8 +114,8 @@ def fresh_noise(times: Sequence[int], sigmas: Mapping[str, Sequence[float]], tot
     """sigma at each step for some eta, and all the noise that x_prev has to have; label -> one a time step."""
     figure, axis = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
     plt.close(figure)
-    axis.plot(times, total, color=_INK, linestyle=(0, (4, 3)), label=r"all noise, $\sqrt{1 - \bar\alpha_{t-1}}$")
-    for (label, values), colour in zip(sigmas.items(), (_BLUE, _GREEN, _ACCENT), strict=False):
+    axis.plot(times, total, color=INK, linestyle=(0, (4, 3)), label=r"all noise, $\sqrt{1 - \bar\alpha_{t-1}}$")
+    for (label, values), colour in zip(sigmas.items(), (BLUE, GREEN, ACCENT), strict=False):
         axis.plot(times, values, "o-", color=colour, markersize=3, label=label)
     axis.set_xlabel("time step $t$", fontsize=9)
     axis.set_ylabel(r"$\sigma_t$", fontsize=9)
@@ -127,9 +126,9 @@ def fresh_noise(times: Sequence[int], sigmas: Mapping[str, Sequence[float]], tot
 
 def _plane(axis: plt.Axes) -> None:
     axis.set(xlim=_VIEW, ylim=_VIEW, xticks=[], yticks=[], aspect="equal")
-    axis.spines[:].set_color("#c9cbd6")
+    axis.spines[:].set_color(GREY)
 
 
 def _quiet(axis: plt.Axes) -> None:
-    axis.tick_params(labelsize=8, colors=_INK)
+    axis.tick_params(labelsize=8, colors=INK)
     axis.spines[["top", "right"]].set_visible(False)

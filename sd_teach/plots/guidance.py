@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-_INK, _PALE, _ACCENT, _SECOND, _THIRD, _FOURTH = "#333344", "#c9cbd6", "#ffb43a", "#3b6fd4", "#4f9d5d", "#c8507a"
+from sd_teach.plots import ACCENT, BLUE, GREEN, GREY, INK, ROSE
 
 
 def guidance_arrows(
@@ -24,9 +24,9 @@ def guidance_arrows(
     figure, axis = plt.subplots(figsize=(7.2, np.clip(7.2 * height / width, 2.6, 4.6)))
     plt.close(figure)
     ends = points[3:][np.argsort(list(guided))]
-    axis.plot(*np.array([u, c, *ends]).T, color=_PALE, linewidth=1.5, zorder=1)
+    axis.plot(*np.array([u, c, *ends]).T, color=GREY, linewidth=1.5, zorder=1)
     farthest = ends[-1]
-    for end, colour, name in ((farthest, _ACCENT, ""), (u, _SECOND, "u"), (c, _THIRD, "c")):
+    for end, colour, name in ((farthest, ACCENT, ""), (u, BLUE, "u"), (c, GREEN, "c")):
         arrow = dict(arrowstyle="-|>", color=colour, linewidth=2, shrinkA=0, shrinkB=0, mutation_scale=14)
         axis.annotate("", xy=end, xytext=(0, 0), arrowprops=arrow, zorder=2)
         middle = 0.62 * np.array(end)
@@ -36,10 +36,10 @@ def guidance_arrows(
                 name, middle, (9 * side, 0), textcoords="offset points", color=colour, fontsize=13, ha="center"
             )
     for scale, point in guided.items():
-        axis.plot(*point, "o", color=_INK, markersize=4, zorder=3)
+        axis.plot(*point, "o", color=INK, markersize=4, zorder=3)
         # left of c the text leans left, so that s = 0 and s = 1 do not touch where u and c nearly agree
         ha = "right" if scale < 1 else "left"
-        axis.annotate(f"s = {scale:g}", point, (0, 7), textcoords="offset points", fontsize=8, color=_INK, ha=ha)
+        axis.annotate(f"s = {scale:g}", point, (0, 7), textcoords="offset points", fontsize=8, color=INK, ha=ha)
     axis.set(xlim=(low[0] - room, high[0] + room), ylim=(low[1] - room, high[1] + room), aspect="equal")
     axis.set_xlabel(axes[0], fontsize=9)
     axis.set_ylabel(axes[1], fontsize=9)
@@ -77,11 +77,11 @@ def density_panels(
         axis.set(xlim=(-extent, extent), ylim=(-extent, extent), xticks=ticks, yticks=ticks)
     for name, place in (names or {}).items():
         box = dict(facecolor="white", edgecolor="none", pad=1.5)
-        axes[0].annotate(name, place, fontsize=8, color=_INK, ha="center", va="center", bbox=box)
+        axes[0].annotate(name, place, fontsize=8, color=INK, ha="center", va="center", bbox=box)
     for axis, dots in zip(axes, points, strict=bool(points)):
-        axis.plot(*dots.numpy().T, ".", color=_FOURTH, markersize=2.5, alpha=0.6, markeredgewidth=0)
+        axis.plot(*dots.numpy().T, ".", color=ROSE, markersize=2.5, alpha=0.6, markeredgewidth=0)
     for axis, vectors in zip(axes, arrows, strict=bool(arrows)):
-        axis.quiver(*places.numpy().T, *vectors.numpy().T, color=_INK, angles="xy", width=0.006)
+        axis.quiver(*places.numpy().T, *vectors.numpy().T, color=INK, angles="xy", width=0.006)
     figure.tight_layout(pad=0.4)
     return figure
 
@@ -90,7 +90,7 @@ def curves(panels: Mapping[str, Sequence[float]], x: Sequence[float], xlabel: st
     """Panels side by side, each a curve over x, named on its y axis."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 2.7))
     plt.close(figure)
-    for axis, (ylabel, y), colour in zip(np.atleast_1d(axes), panels.items(), (_SECOND, _FOURTH, _THIRD), strict=False):
+    for axis, (ylabel, y), colour in zip(np.atleast_1d(axes), panels.items(), (BLUE, ROSE, GREEN), strict=False):
         axis.plot(x, y, "o-", color=colour, markersize=4, linewidth=1.6)
         axis.set_xlabel(xlabel, fontsize=9)
         axis.set_ylabel(ylabel, fontsize=9)
@@ -105,9 +105,9 @@ def bars(values: Mapping[str, float], xlabel: str, highlight: Sequence[str] = ()
     """A named horizontal bar for each value, the first on top; highlight: the names to colour."""
     figure, axis = plt.subplots(figsize=(7.2, 0.34 * len(values) + 0.6))
     plt.close(figure)
-    colours = [_ACCENT if name in highlight else _PALE for name in values]
+    colours = [ACCENT if name in highlight else GREY for name in values]
     drawn = axis.barh(list(values), list(values.values()), color=colours, height=0.66)
-    axis.bar_label(drawn, fmt="%.1f", fontsize=8, padding=3, color=_INK)
+    axis.bar_label(drawn, fmt="%.1f", fontsize=8, padding=3, color=INK)
     axis.invert_yaxis()
     axis.set_xlabel(xlabel, fontsize=9)
     axis.tick_params(labelsize=9, length=0)

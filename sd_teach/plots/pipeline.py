@@ -6,17 +6,17 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-_INK, _ACCENT, _SECOND, _THIRD, _FOURTH = "#333344", "#ffb43a", "#3b6fd4", "#4f9d5d", "#c8507a"
+from sd_teach.plots import ACCENT, BLUE, GREEN, INK, ROSE
 
 
 def histograms(panels: Mapping[str, Tensor], xlabel: str, low: float, high: float, marks: tuple[float, ...]) -> Figure:
     """One histogram for each named set of values, side by side on the same axes; marks: dashed lines at these x."""
     figure, axes = plt.subplots(1, len(panels), figsize=(4.0 * len(panels), 2.3), sharey=True, squeeze=False)
     plt.close(figure)
-    for axis, (name, values), colour in zip(axes[0], panels.items(), (_SECOND, _FOURTH, _THIRD), strict=False):
+    for axis, (name, values), colour in zip(axes[0], panels.items(), (BLUE, ROSE, GREEN), strict=False):
         axis.hist(values.flatten().numpy(), bins=60, range=(low, high), color=colour)
         for mark in marks:
-            axis.axvline(mark, color=_INK, linestyle=(0, (4, 3)), linewidth=1)
+            axis.axvline(mark, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axis.set_title(name, fontsize=9)
         axis.set_xlabel(xlabel, fontsize=9)
         axis.set_yticks([])
@@ -32,11 +32,11 @@ def shares(models: Mapping[str, Mapping[str, float]], xlabel: str) -> Figure:
     plt.close(figure)
     parts = list(next(iter(models.values())))
     left = [0.0] * len(models)
-    for part, colour in zip(parts, (_THIRD, _SECOND, _ACCENT, _FOURTH), strict=False):
+    for part, colour in zip(parts, (GREEN, BLUE, ACCENT, ROSE), strict=False):
         widths = [100 * amounts[part] / sum(amounts.values()) for amounts in models.values()]
         drawn = axis.barh(list(models), widths, left=left, color=colour, height=0.62, label=part)
         texts = [f"{width:.1f} %" if width > 4 else "" for width in widths]
-        axis.bar_label(drawn, texts, label_type="center", fontsize=8, color="white" if colour != _ACCENT else _INK)
+        axis.bar_label(drawn, texts, label_type="center", fontsize=8, color="white" if colour != ACCENT else INK)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     axis.invert_yaxis()
     axis.set(xlim=(0, 100))

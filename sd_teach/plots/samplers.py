@@ -7,7 +7,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator
 from torch import Tensor
 
-_INK, _COLOURS = "#333344", ("#ffb43a", "#3b6fd4", "#4f9d5d", "#c8507a")
+from sd_teach.plots import ACCENT, BLUE, GREEN, INK, ROSE
+
+_COLOURS = (ACCENT, BLUE, GREEN, ROSE)
 
 
 def paths(exact: tuple[Tensor, Tensor], coarse: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
@@ -17,7 +19,7 @@ def paths(exact: tuple[Tensor, Tensor], coarse: Mapping[str, tuple[Tensor, Tenso
     """
     figure, axis = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
     plt.close(figure)
-    axis.plot(*exact, color=_INK, alpha=0.25, linewidth=1.0)
+    axis.plot(*exact, color=INK, alpha=0.25, linewidth=1.0)
     for (label, (s, u)), colour in zip(coarse.items(), _COLOURS, strict=False):
         axis.plot(s, u, color=colour, marker="o", markersize=4, linewidth=2, label=label)
     axis.set_xscale("log")

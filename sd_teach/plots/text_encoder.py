@@ -9,8 +9,9 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-_INK, _PALE, _ACCENT, _BLUE = "#333344", "#eef0f6", "#ffb43a", "#3b6fd4"
-_BLUES = LinearSegmentedColormap.from_list("blues", ["#ffffff", _BLUE, "#16294f"])
+from sd_teach.plots import ACCENT, BLUE, INK, PALE
+
+_BLUES = LinearSegmentedColormap.from_list("blues", ["#ffffff", BLUE, "#16294f"])
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -29,9 +30,9 @@ def merge_steps(steps: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> Fi
         before = _spans(steps[row - 1]) if row else {(0, 0)}
         for symbol, length, end in zip(symbols, lengths, accumulate(lengths), strict=True):
             new = row and (end - length, end) not in before
-            _box(axis, end - length, row, length, symbol, _ACCENT if new else _PALE)
+            _box(axis, end - length, row, length, symbol, ACCENT if new else PALE)
         if row < len(notes):
-            axis.text(letters + 0.7, row + 0.5, notes[row], va="center", fontsize=9, color=_INK)
+            axis.text(letters + 0.7, row + 0.5, notes[row], va="center", fontsize=9, color=INK)
     figure.subplots_adjust(0, 0, 1, 1)
     return figure
 
@@ -51,9 +52,9 @@ def token_slots(prompts: Sequence[Sequence[str]], shown: int = 11) -> Figure:
     for row, tokens in enumerate(prompts):
         first_end = tokens.index(_END)
         for column, slot in enumerate([*range(shown), len(tokens) - 1]):
-            colour = _BLUE if slot == first_end else _ACCENT if 0 < slot < first_end else _PALE
+            colour = BLUE if slot == first_end else ACCENT if 0 < slot < first_end else PALE
             x = column + (column == shown)  # a gap before the last slot
-            _box(axis, x, row, 1, _short(tokens[slot]), colour, "white" if slot == first_end else _INK)
+            _box(axis, x, row, 1, _short(tokens[slot]), colour, "white" if slot == first_end else INK)
     return figure
 
 
@@ -67,7 +68,7 @@ def slot_changes(changes: Tensor, prompts: Sequence[Sequence[str]], shown: int =
     for row, tokens in enumerate(prompts):
         for column, slot in enumerate([*range(shown), len(tokens) - 1]):
             level = float(changes[row, slot]) / top
-            colour = "white" if level > 0.35 else _INK
+            colour = "white" if level > 0.35 else INK
             _box(axis, column + (column == shown), row, 1, _short(tokens[slot]), _BLUES(0.8 * level), colour)
     return figure
 
@@ -78,15 +79,15 @@ def _slot_rows(rows: int, shown: int, slots: int) -> tuple[Figure, Axes]:
     axis.set(xlim=(-0.05, shown + 2.05), ylim=(rows, -0.7))
     axis.axis("off")
     for column, slot in enumerate([*range(shown), slots - 1]):
-        axis.text(column + (column == shown) + 0.5, -0.3, slot, ha="center", va="center", fontsize=8, color=_INK)
+        axis.text(column + (column == shown) + 0.5, -0.3, slot, ha="center", va="center", fontsize=8, color=INK)
     for row in range(rows):
-        axis.text(shown + 0.5, row + 0.5, "…", ha="center", va="center", fontsize=11, color=_INK)
+        axis.text(shown + 0.5, row + 0.5, "…", ha="center", va="center", fontsize=11, color=INK)
     figure.subplots_adjust(0, 0, 1, 1)
     return figure, axis
 
 
-def _box(axis: Axes, x: float, row: int, width: float, text: str, colour: object, ink: str = _INK) -> None:
-    axis.add_patch(plt.Rectangle((x + 0.03, row + 0.08), width - 0.06, 0.84, facecolor=colour, edgecolor=_INK, lw=0.8))
+def _box(axis: Axes, x: float, row: int, width: float, text: str, colour: object, ink: str = INK) -> None:
+    axis.add_patch(plt.Rectangle((x + 0.03, row + 0.08), width - 0.06, 0.84, facecolor=colour, edgecolor=INK, lw=0.8))
     size = 9 if len(text) <= 9 * width else 8
     axis.text(x + width / 2, row + 0.5, text, ha="center", va="center", fontsize=size, color=ink)
 
@@ -112,7 +113,7 @@ def slot_matrices(
         axis.axis("off")
     for (title, matrix), axis in zip(matrices.items(), axes.flat, strict=False):
         axis.imshow(matrix.masked_fill(matrix == -float("inf"), float("nan")).numpy(), cmap=colours)
-        axis.set_title(title, fontsize=9, pad=4, color=_INK)
+        axis.set_title(title, fontsize=9, pad=4, color=INK)
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         axis.tick_params(length=0)
@@ -132,7 +133,7 @@ def similarity_map(similarity: Tensor, labels: Sequence[str]) -> Figure:
     axis.tick_params(length=0)
     for i, row in enumerate(similarity.tolist()):
         for j, value in enumerate(row):
-            ink = "white" if value > 0.45 else _INK
+            ink = "white" if value > 0.45 else INK
             axis.text(j, i, f"{value:.2f}".replace("-0.00", "0.00"), ha="center", va="center", fontsize=8, color=ink)
     figure.tight_layout(pad=0.4)
     return figure

@@ -9,9 +9,9 @@ from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 from torch import Tensor
 
+from sd_teach.plots import ACCENT, BLUE, GREEN, INK, PALE, ROSE
 from sd_teach.trace import LedgerRow
 
-INK, PALE, ACCENT, SECOND, THIRD, FOURTH = "#333344", "#eef0f6", "#ffb43a", "#3b6fd4", "#4f9d5d", "#c8507a"
 _KINDS = {"ResBlock": "#a9c2ee", "ResBlock, transformer": ACCENT, "convolution": PALE, "half the sides": "#b5d8bb"}
 
 
@@ -49,13 +49,13 @@ def u_diagram(rows: Sequence[LedgerRow]) -> Figure:
         # brackets of one row lie inside each other: the last block in is the first to come back
         depth = sum(other == y for other in heights[i:]) - 1
         top, end = y + 0.42 + 0.2 * depth, len(down) + len(up) - i
-        axis.plot([i, i, end, end], [y + 0.3, top, top, y + 0.42], color=SECOND, linewidth=1)
-        tip = dict(arrowstyle="-|>", color=SECOND, shrinkA=0, shrinkB=0, mutation_scale=8)
+        axis.plot([i, i, end, end], [y + 0.3, top, top, y + 0.42], color=BLUE, linewidth=1)
+        tip = dict(arrowstyle="-|>", color=BLUE, shrinkA=0, shrinkB=0, mutation_scale=8)
         axis.annotate("", (end, y + 0.29), (end, y + 0.43), arrowprops=tip)
     for level, (h, w) in enumerate(sides):
         axis.text(-0.75, -height * level, f"{h} x {w}", ha="right", va="center", fontsize=9, color=INK)
     patches = [Patch(facecolor=colour, edgecolor=INK, label=name) for name, colour in _KINDS.items()]
-    patches.append(plt.Line2D([], [], color=SECOND, label="skip connection"))
+    patches.append(plt.Line2D([], [], color=BLUE, label="skip connection"))
     axis.legend(handles=patches, loc="lower center", bbox_to_anchor=(0.53, -0.06), ncols=5, fontsize=8, frameon=False)
     figure.subplots_adjust(0.01, 0.04, 0.99, 0.99)
     return figure
@@ -90,7 +90,7 @@ def time_embedding(embedding: Tensor, frequencies: Sequence[int]) -> Figure:
             steps * 0.97, row, name, ha="right", va="center", fontsize=10, color=INK, bbox=dict(facecolor="white")
         )
     figure.colorbar(shown, ax=field, ticks=[-1, 0, 1])
-    for entry, colour in zip(frequencies, (SECOND, ACCENT, THIRD, FOURTH), strict=False):
+    for entry, colour in zip(frequencies, (BLUE, ACCENT, GREEN, ROSE), strict=False):
         curves.plot(embedding[:, entry].numpy(), color=colour, linewidth=1.2, label=f"i = {entry}")
     curves.set(xlabel="time step t", ylabel="cos(t f_i)", title="fast and slow clocks", ylim=(-1.1, 1.1))
     curves.legend(fontsize=8, loc="lower left")
@@ -121,8 +121,8 @@ def peaked_softmax(dims: Sequence[int], plain: Sequence[float], scaled: Sequence
     """Largest weight of a softmax over head widths: without and with the division; uniform: were all weights equal."""
     figure, axis = plt.subplots(figsize=(5.4, 2.6))
     plt.close(figure)
-    axis.plot(dims, plain, "o-", color=FOURTH, label="softmax(q k)")
-    axis.plot(dims, scaled, "o-", color=SECOND, label="softmax(q k / sqrt(d))")
+    axis.plot(dims, plain, "o-", color=ROSE, label="softmax(q k)")
+    axis.plot(dims, scaled, "o-", color=BLUE, label="softmax(q k / sqrt(d))")
     axis.axhline(uniform, color=INK, linewidth=1, linestyle="--", label="all weights equal")
     axis.set(xscale="log", xlabel="d, width of a head", ylabel="largest weight", ylim=(0, 1.02))
     axis.set_xticks(dims, [str(dim) for dim in dims])
@@ -158,7 +158,7 @@ def shares(
     plt.close(figure)
     for axis, (title, parts) in zip(axes[0], panels.items(), strict=True):
         totals = [sum(column) for column in zip(*parts.values(), strict=True)]
-        for k, (name, colour) in enumerate(zip(names, (SECOND, ACCENT), strict=True)):
+        for k, (name, colour) in enumerate(zip(names, (BLUE, ACCENT), strict=True)):
             values = [100 * part[k] / totals[k] for part in parts.values()]
             bars = axis.barh([i - 0.2 + 0.4 * k for i in range(len(parts))], values, 0.38, color=colour, label=name)
             axis.bar_label(bars, [f"{value:.0f} %" for value in values], fontsize=8, padding=2)

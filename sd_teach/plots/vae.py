@@ -10,8 +10,9 @@ from matplotlib.image import AxesImage
 from PIL import Image
 from torch import Tensor
 
-_INK, _ACCENT, _SECOND, _THIRD, _FOURTH = "#333344", "#ffb43a", "#3b6fd4", "#4f9d5d", "#c8507a"
-_CURVES = (_SECOND, _THIRD, _FOURTH, _ACCENT)
+from sd_teach.plots import ACCENT, BLUE, GREEN, INK, ROSE
+
+_CURVES = (BLUE, GREEN, ROSE, ACCENT)
 
 
 def error_maps(errors: Tensor, titles: Sequence[str], side: float = 1.05) -> Figure:
@@ -35,11 +36,11 @@ def against_shrinking(shrunk: Tensor, decoded: Tensor, photo_shrunk: float, phot
     plt.close(figure)
     values = [*shrunk.tolist(), *decoded.tolist(), photo_shrunk, photo_decoded]
     ends = [min(values) - 1, max(values) + 1]
-    axis.plot(ends, ends, color=_INK, linewidth=1, linestyle=(0, (4, 3)))
+    axis.plot(ends, ends, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     point = (ends[0] + 0.58 * (ends[1] - ends[0]),) * 2  # of the line
     axis.annotate("no better than shrinking", point, (8, -8), textcoords="offset points", fontsize=8, va="top")
-    axis.scatter(shrunk, decoded, s=28, color=_SECOND, label="emoji it never saw")
-    axis.scatter(photo_shrunk, photo_decoded, s=70, marker="D", color=_ACCENT, edgecolor=_INK, label="the photograph")
+    axis.scatter(shrunk, decoded, s=28, color=BLUE, label="emoji it never saw")
+    axis.scatter(photo_shrunk, photo_decoded, s=70, marker="D", color=ACCENT, edgecolor=INK, label="the photograph")
     axis.set(xlabel="shrunk and enlarged, PSNR in dB", ylabel="encoded and decoded, PSNR in dB", xlim=ends, ylim=ends)
     axis.legend(fontsize=8, loc="lower right")
     return figure
@@ -68,8 +69,8 @@ def signal_to_noise(curves: Mapping[str, Tensor]) -> Figure:
     plt.close(figure)
     for (name, curve), colour in zip(curves.items(), _CURVES, strict=False):
         axis.plot(curve, color=colour, label=name, linewidth=1.8)
-    axis.axhline(1.0, color=_INK, linewidth=0.8, linestyle=(0, (4, 3)))
-    axis.text(12, 0.8, "as much noise as signal", fontsize=8, va="top", color=_INK)
+    axis.axhline(1.0, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
+    axis.text(12, 0.8, "as much noise as signal", fontsize=8, va="top", color=INK)
     axis.set(yscale="log", xlabel="time step t", ylabel="signal / noise (variance)", xlim=(0, len(curve) - 1))
     axis.legend(fontsize=8)
     return figure
@@ -79,9 +80,9 @@ def kl_curves(means: Tensor, kl_of_mean: Tensor, stds: Tensor, kl_of_std: Tensor
     """KL of one latent value in nats: over its mean at standard deviation 1, and over its deviation at mean 0."""
     figure, axes = plt.subplots(1, 2, figsize=(6.6, 2.3), sharey=True, layout="constrained")
     plt.close(figure)
-    axes[0].plot(means, kl_of_mean, color=_SECOND, linewidth=1.8)
+    axes[0].plot(means, kl_of_mean, color=BLUE, linewidth=1.8)
     axes[0].set(xlabel="mean (standard deviation 1)", ylabel="KL in nats")
-    axes[1].plot(stds, kl_of_std, color=_FOURTH, linewidth=1.8)
+    axes[1].plot(stds, kl_of_std, color=ROSE, linewidth=1.8)
     axes[1].set(xlabel="standard deviation (mean 0)", xscale="log")
     for axis in axes:
         axis.grid(alpha=0.3)
@@ -97,13 +98,13 @@ def padding_windows(asymmetric: Sequence[int], symmetric: Sequence[int], pixels:
     ):
         for pixel in range(-1, pixels + 1):
             padded = not 0 <= pixel < pixels
-            box = dict(facecolor="none" if padded else "#dfe3ee", edgecolor=_INK, linestyle=":" if padded else "-")
+            box = dict(facecolor="none" if padded else "#dfe3ee", edgecolor=INK, linestyle=":" if padded else "-")
             axis.add_patch(plt.Rectangle((pixel - 0.45, 0), 0.9, 0.9, **box))
-            axis.text(pixel, 0.45, "0" if padded else str(pixel), ha="center", va="center", fontsize=9, color=_INK)
+            axis.text(pixel, 0.45, "0" if padded else str(pixel), ha="center", va="center", fontsize=9, color=INK)
         for output, (start, colour) in enumerate(zip(starts, _CURVES, strict=False)):
             height = 1.25 + 0.55 * (output % 2)
             axis.plot([start - 0.4, start + 2.4], [height, height], color=colour, linewidth=5, solid_capstyle="butt")
-            axis.text(start + 1, height + 0.12, f"output {output}", ha="center", va="bottom", fontsize=8, color=_INK)
+            axis.text(start + 1, height + 0.12, f"output {output}", ha="center", va="bottom", fontsize=8, color=INK)
         axis.set(xlim=(-1.6, pixels + 0.6), ylim=(-0.1, 2.4))
         axis.set_title(name, fontsize=9)
         axis.axis("off")

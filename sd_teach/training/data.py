@@ -157,11 +157,6 @@ def pair_held_out(subjects, colours):
     return (subjects + colours) % 10 == 0
 
 
-def seen_colours(subjects: Tensor, colours: Tensor) -> Tensor:
-    """The colours [b], moved on by one wherever the pair of subject index and colour is held out from training."""
-    return torch.where(pair_held_out(subjects, colours), (colours + 1) % len(COLOURS), colours)
-
-
 @lru_cache
 def subjects() -> tuple[Subject, ...]:
     """All subjects of the captions, in the file's order."""

@@ -144,6 +144,7 @@ def main() -> None:
     if own:
         figures = {"catflower": before_and_after(own)}
     else:
+        catflower()
         sd = StableDiffusion.from_pretrained("tiny")
         figures = {draw.__name__: draw(sd) for draw in (hero, film_strip, styles, colours, seeds, scales)}
     for name, figure in figures.items():
