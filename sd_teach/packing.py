@@ -31,9 +31,11 @@ def pack(network: nn.Module) -> nn.Module:
 
     For inference on the CPU: packed weights cannot be trained, saved or moved. state_dict() says so by ValueError.
     """
-    for name, child in network.named_children():
+    for i, (name, child) in enumerate(network.named_children()):
         if make := _PACKED.get(type(child)):
             setattr(network, name, make(child))
+        elif isinstance(child, nn.SiLU):
+            child.inplace = isinstance(network, nn.Sequential) and i > 0  # nobody else reads what the layer before made
         else:
             pack(child)
             if isinstance(child, CrossAttention | AttnBlock):
@@ -98,9 +100,9 @@ class PackedConv2d(Packed):
 
     def __init__(self, conv: nn.Conv2d, channels: slice = slice(None)):
         self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
-        weight = conv.weight.detach()[:, channels].contiguous().to_mkldnn()
+        weight = conv.weight.detach()[:, channels].contiguous()
         bias = None if channels.start else conv.bias  # once is enough
-        super().__init__(torch._C._nn.mkldnn_reorder_conv2d_weight(weight, *self.geometry), bias)
+        super().__init__(torch.ops.mkldnn._reorder_convolution_weight(weight, *self.geometry), bias)
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the convolution of x, or add it to `out` in place."""

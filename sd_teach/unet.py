@@ -216,8 +216,7 @@ class UNetModel(nn.Module):
             skips.append(h)
         h = self.middle_block(h, emb, context)
         for block in self.output_blocks:
-            skip = skips.pop().expand(len(h), -1, -1, -1)
-            h = torch.cat([h, skip], dim=1)  # [h, skip], in this order
+            h = torch.cat([h, skips.pop().expand(len(h), -1, -1, -1)], dim=1)  # [h, skip], in this order
             h = block(h, emb, context)
         return self.out(h)
 
