@@ -48,6 +48,13 @@ def test_the_time_embedding_is_drawn_whole_and_in_curves():
     assert np.array_equal(curves.lines[1].get_ydata(), embedding[:, 3].numpy())
 
 
+def test_every_lie_about_the_time_has_its_curve_in_percent():
+    axis = plots.wrong_clocks(torch.tensor([9, 1]), {1: torch.tensor([0.5, 0.0]), 9: torch.tensor([0.0, 2.0])}).axes[0]
+    assert [line.get_label() for line in axis.lines] == ["always 1", "always 9"]
+    assert [line.get_ydata().tolist() for line in axis.lines] == [[50.0, 0.0], [0.0, 200.0]]
+    assert axis.lines[0].get_xdata().tolist() == [9, 1]
+
+
 def test_attention_lights_the_place_it_falls_on():
     image, weights = Image.new("RGB", (64, 64), (90, 90, 90)), torch.zeros(4, 4)
     weights[1, 2] = 0.02  # its own largest weight is brightest, however small
@@ -75,5 +82,6 @@ def test_shares_are_of_each_colours_total():
 
 def test_pyplot_keeps_no_figure(rows):
     plots.u_diagram(rows), plots.time_embedding(torch.zeros(9, 4), [0]), plots.channel_shifts(torch.ones(9, 4))
+    plots.wrong_clocks(torch.tensor([9, 1]), {1: torch.zeros(2)})
     plots.peaked_softmax([8, 16], [0.5, 0.6], [0.1, 0.1], 0.01), plots.shares({"one": {"a": (1, 1)}})
     assert plt.get_fignums() == []

@@ -98,6 +98,22 @@ def time_embedding(embedding: Tensor, frequencies: Sequence[int]) -> Figure:
     return figure
 
 
+def wrong_clocks(t: Tensor, errors: Mapping[int, Tensor]) -> Figure:
+    """How far the UNet's answer is off when it is told a wrong time step, at each true one.
+
+    t: [S], the true steps. errors: told step -> [S], 1 where the error is as long as the right answer.
+    """
+    figure, axis = plt.subplots(figsize=(5.8, 2.7))
+    plt.close(figure)
+    for (told, error), colour in zip(errors.items(), (BLUE, ACCENT, GREEN, ROSE), strict=False):
+        axis.plot(t, 100 * error, "o-", color=colour, markersize=3, linewidth=1.4, label=f"always {told}")
+    axis.set(xlabel="true time step t", ylabel="predicted noise off by, %")
+    axis.set_ylim(bottom=0)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
 def attention_over(image: Image.Image, weights: Tensor, place: tuple[float, float] | None = None) -> Image.Image:
     """The picture in grey, lit where attention is; brightest is the map's own largest weight, dark is 0.
 

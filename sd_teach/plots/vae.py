@@ -90,13 +90,16 @@ def kl_curves(means: Tensor, kl_of_mean: Tensor, stds: Tensor, kl_of_std: Tensor
 
 
 def padding_windows(asymmetric: Sequence[int], symmetric: Sequence[int], pixels: int) -> Figure:
-    """Which pixels of a row each output of a 3-wide convolution of stride 2 sees, by the first pixel of its window."""
+    """Which pixels of a row each output of a 3-wide convolution of stride 2 sees, by the first pixel of its window.
+
+    Zeros are drawn where they are added: one on the right, and one on the left if the first window begins there.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 2.2), layout="constrained")
     plt.close(figure)
     for axis, starts, name in zip(
         axes, (asymmetric, symmetric), ("the VAE: padded on the right", "as usual: padded on both sides"), strict=True
     ):
-        for pixel in range(-1, pixels + 1):
+        for pixel in range(starts[0], pixels + 1):
             padded = not 0 <= pixel < pixels
             box = dict(facecolor="none" if padded else "#dfe3ee", edgecolor=INK, linestyle=":" if padded else "-")
             axis.add_patch(plt.Rectangle((pixel - 0.45, 0), 0.9, 0.9, **box))
