@@ -32,7 +32,9 @@ from sd_teach.pipeline import cpu_has_bf16
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CLASSES = {"unet": UNet2DConditionModel, "vae": AutoencoderKL}
-APART = {"fp32": 1e-5, "bf16": 0.05}  # the largest relative distance of answers that agree; bf16 has 8 binary digits
+# The largest relative distance of answers that agree. bf16 has 8 binary digits. Over the VAE's large maps PyTorch's
+# GroupNorm is less exact for channels_last: put into that layout, diffusers' own answer moves by as much
+APART = {"unet fp32": 1e-5, "unet bf16": 0.05, "unet bf16/fp32": 0.05, "vae fp32": 3e-5}
 
 
 def networks(part: str, weights: Path | None, fill: Callable[[nn.Module], object]) -> tuple[nn.Module, nn.Module]:
@@ -87,7 +89,7 @@ def race(title: str, runs: dict[str, Callable[[], Tensor]], pairs: int) -> None:
     apart = ((a := list(answers.values()))[0] - a[1]).norm() / a[1].norm()
     print(f"{title}  ratio of medians of {pairs}: {one[0] / other[0]:.3f}, of the processor {one[1] / other[1]:.3f}")
     print(f"{title}  answers apart by {apart:.1e} of their size", flush=True)
-    if not apart < APART["bf16" if "bf16" in title else "fp32"]:
+    if not apart < APART[title]:
         raise SystemExit(f"{title}: the answers do not agree")
 
 
