@@ -43,13 +43,12 @@ def pack(network: nn.Module) -> nn.Module:
     return network
 
 
-def attention_by_rows(q: Tensor, k: Tensor, v: Tensor, rows: int = 256) -> Tensor:
-    """What F.scaled_dot_product_attention computes, one head and `rows` queries at a time; the scores are float32.
+def attention_by_rows(q: Tensor, k: Tensor, v: Tensor, scores: int = 2**20) -> Tensor:
+    """What F.scaled_dot_product_attention computes, one head and about as many scores (float32) at a time.
 
     q: [b, heads, l, d]; k, v: [b, heads, n, d]. Returns [b, heads, l, d].
     """
-    if k.shape[2] < rows:
-        return F.scaled_dot_product_attention(q, k, v)
+    rows = max(1, scores // k.shape[2])
     out = q.new_empty(q.transpose(1, 2).shape).transpose(1, 2)  # the heads of a place side by side
     for b in range(len(q)):
         for head in range(q.shape[1]):
