@@ -44,6 +44,15 @@ def test_the_map_colours_the_step_it_is_told_and_no_other(step):
     assert [text[0] for text in coloured] == [str(step)]
 
 
+def test_the_map_from_a_picture_has_the_encoder_and_colours_only_the_way_in():
+    axis = plots.pipeline_map(from_picture=True).axes[0]
+    accent = matplotlib.colors.to_rgba("#ffb43a")
+    boxes = [text for text in axis.texts if text.get_bbox_patch()]
+    coloured = [text.get_text() for text in boxes if text.get_bbox_patch().get_facecolor() == accent]
+    assert len(boxes) == 8 and coloured == ["VAE encoder\n4 x 64 x 64", "+"]
+
+
 def test_pyplot_keeps_no_figure():
-    plots.pipeline_map(), plots.image_grid(IMAGES), plots.film_strip({"row": IMAGES}, "abcde")
+    plots.pipeline_map(), plots.pipeline_map(from_picture=True)
+    plots.image_grid(IMAGES), plots.film_strip({"row": IMAGES}, "abcde")
     assert plt.get_fignums() == []

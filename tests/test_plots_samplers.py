@@ -10,6 +10,7 @@ def test_paths_show_every_exact_path_and_name_the_coarse_ones():
     axis = figures.paths((s, torch.zeros(3, 4)), {"Euler": (s, torch.ones(3, 1))}).axes[0]
     assert len(axis.lines) == 5
     assert [text.get_text() for text in axis.get_legend().texts] == ["Euler"]
+    assert axis.get_yscale() == "asinh"  # of the two that pass through 0 and are logarithmic far away, the smooth one
     left, right = axis.get_xlim()
     assert left > right  # noise falls to the right
 

@@ -63,20 +63,31 @@ _STEPS = {
 }
 
 
-def pipeline_map(highlight: int | None = None) -> Figure:
-    """The numbered diagram of the whole pipeline; highlight: the step to colour, 1 to 6."""
+def pipeline_map(highlight: int | None = None, from_picture: bool = False) -> Figure:
+    """The numbered diagram of the whole pipeline; highlight: the step to colour, 1 to 6.
+
+    from_picture: draw and colour the second way in, a picture's latent mixed with the noise (chapter 8).
+    """
     figure, axis = plt.subplots(figsize=(9.6, 2.5))
     plt.close(figure)
     axis.set(xlim=(-0.4, 13.6), ylim=(-0.25, 3.0))
     axis.axis("off")
     loop = plt.Rectangle((4.2, 0.0), 5.4, 2.72, fill=False, edgecolor=INK, linestyle=(0, (4, 3)), linewidth=1)
     axis.add_patch(loop)
+    axis.text(13.5, -0.15, "sizes: Stable Diffusion v1.5", ha="right", va="bottom", fontsize=8, color=INK)
     axis.text(9.5, 2.78, "once for each of the 20 steps", ha="right", va="bottom", fontsize=8, color=INK)
     for number, (name, shape, x, y) in _STEPS.items():
         colour = ACCENT if number == highlight else PALE
         box = dict(boxstyle="round,pad=0.2", facecolor=colour, edgecolor=INK, linewidth=1)
         axis.text(x, y, f"{number}  {name}\n{shape}", ha="center", va="center", fontsize=9, bbox=box, color=INK)
-    for x, y, text in ((0.2, 2.0, '"a cat"'), (0.2, 0.6, "seed\n12345"), (13.1, 0.6, "picture")):
+    ends = [(0.2, 2.0, '"a cat"'), (0.2, 0.6, "seed\n12345"), (13.1, 0.6, "picture")]
+    if from_picture:
+        ends.append((0.2, 1.3, "picture"))
+        box = dict(boxstyle="round,pad=0.2", facecolor=ACCENT, edgecolor=INK, linewidth=1)
+        axis.text(2.3, 1.3, "VAE encoder\n4 x 64 x 64", ha="center", va="center", fontsize=9, bbox=box, color=INK)
+        box = dict(boxstyle="circle,pad=0.15", facecolor=ACCENT, edgecolor=INK, linewidth=1)
+        axis.text(3.8, 0.6, "+", ha="center", va="center", fontsize=9, bbox=box, color=INK)
+    for x, y, text in ends:
         axis.text(x, y, text, ha="center", va="center", fontsize=9, style="italic", color=INK)
 
     def arrow(start: tuple[float, float], end: tuple[float, float], bend: float = 0.0) -> None:
@@ -86,7 +97,13 @@ def pipeline_map(highlight: int | None = None) -> Figure:
     arrow((0.75, 2.0), (1.35, 2.0))  # prompt -> text encoder
     arrow((0.75, 0.6), (1.35, 0.6))  # seed -> noise
     arrow((3.25, 2.0), (4.6, 2.0))  # text states -> UNet
-    arrow((3.2, 0.6), (4.65, 0.6))  # x_T -> first step
+    if from_picture:
+        arrow((0.75, 1.3), (1.35, 1.3))  # picture -> encoder
+        arrow((3.25, 1.3), (3.8, 0.8), -0.3)  # its latent -> mixture
+        arrow((3.1, 0.6), (3.62, 0.6))  # noise -> mixture
+        arrow((3.98, 0.6), (4.65, 0.6))  # mixture -> first step
+    else:
+        arrow((3.2, 0.6), (4.65, 0.6))  # x_T -> first step
     arrow((5.6, 1.0), (5.6, 1.6))  # x_t -> UNet
     arrow((6.6, 2.0), (7.7, 1.62), -0.2)  # two predictions -> guidance
     arrow((7.7, 0.98), (6.55, 0.6), -0.2)  # one prediction -> step

@@ -17,17 +17,17 @@ def paths(exact: tuple[Tensor, Tensor], coarse: Mapping[str, tuple[Tensor, Tenso
 
     exact: (s [m], u [m, k]), k paths in small steps. coarse: label -> (s [m], u [m, 1]), one path in few steps.
     """
-    figure, axis = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
     plt.close(figure)
-    axis.plot(*exact, color=INK, alpha=0.25, linewidth=1.0)
+    axis.plot(*exact, color=INK, alpha=0.4, linewidth=1.0)
     for (label, (s, u)), colour in zip(coarse.items(), _COLOURS, strict=False):
         axis.plot(s, u, color=colour, marker="o", markersize=4, linewidth=2, label=label)
     axis.set_xscale("log")
-    axis.set(xlim=(16, 0.17), ylim=(-25, 25), xlabel="amount of noise $s$", ylabel="$u$")
-    axis.set_yscale("symlog", linthresh=2, linscale=1.5)  # even near 0, where paths part
+    axis.set(xlim=(16, 0.17), ylim=(-10, 10), xlabel="amount of noise $s$", ylabel="$u$")
+    axis.set_yscale("asinh", linear_width=0.5)  # even near 0, where paths part, logarithmic far from it, and smooth
     ticks = [10, 3, 1, 0.3]
     axis.set_xticks(ticks, [str(tick) for tick in ticks])
-    axis.set_yticks(levels := [-10, -2, -1, 0, 1, 2, 10], [str(level) for level in levels])
+    axis.set_yticks(levels := [-10, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4, 10], [str(level) for level in levels])
     axis.minorticks_off()
     axis.legend(frameon=False, fontsize=9)
     axis.spines[["top", "right"]].set_visible(False)
