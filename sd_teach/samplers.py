@@ -43,7 +43,7 @@ def dpmpp_2m_step(
         x_prev = sqrt(1 - alpha_bar_prev) / sqrt(1 - alpha_bar_t) x - sqrt(alpha_bar_prev) (exp(-h) - 1) D
 
     alpha_bar_last, x0_last: alpha_bar_t and pred_x0 of the step before. Without them D is pred_x0, which is DDIM's
-    step; so it is where alpha_bar_prev is 1 and h has no end.
+    step; the same where alpha_bar_prev is 1, since h would be infinite.
     Other arguments and result as in ddim_step.  https://arxiv.org/abs/2211.01095
     """
     pred_x0 = (x - (1.0 - alpha_bar_t).sqrt() * eps) / alpha_bar_t.sqrt()

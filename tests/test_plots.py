@@ -50,6 +50,7 @@ def test_the_map_from_a_picture_has_the_encoder_and_colours_only_the_way_in():
     boxes = [text for text in axis.texts if text.get_bbox_patch()]
     coloured = [text.get_text() for text in boxes if text.get_bbox_patch().get_facecolor() == accent]
     assert len(boxes) == 8 and coloured == ["VAE encoder\n4 x 64 x 64", "+"]
+    assert "once for each step that is left" in [text.get_text() for text in axis.texts]
 
 
 def test_pyplot_keeps_no_figure():

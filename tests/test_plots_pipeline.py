@@ -14,6 +14,7 @@ def test_histograms_count_the_values_between_the_ends():
     assert [sum(bar.get_height() for bar in axis.patches) for axis in axes] == [3, 5]
     assert [[line.get_xdata()[0] for line in axis.lines] for axis in axes] == [[-1, 1], [-1, 1]]
     assert axes[0].get_xlabel() == "error"
+    assert axes[0].patches[30].get_center()[0] == pytest.approx(0)  # what is 0 is neither left nor right of the mark
 
 
 def test_shares_fill_a_bar_for_each_model():

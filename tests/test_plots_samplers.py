@@ -19,3 +19,10 @@ def test_errors_are_drawn_over_calls_on_logarithmic_axes():
     axis = figures.errors([4, 8], {"a": [0.2, 0.1], "b": [0.2, 0.05]}, "error").axes[0]
     assert (axis.get_xscale(), axis.get_yscale(), axis.get_ylabel()) == ("log", "log", "error")
     assert axis.lines[1].get_ydata().tolist() == [0.2, 0.05]
+
+
+def test_errors_have_ticks_that_can_be_read_between_the_powers_of_ten():
+    figure = figures.errors([5, 20], {"a": [0.6, 0.06]}, "error")
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert {"0.1", "0.2", "0.5"} <= set(labels)

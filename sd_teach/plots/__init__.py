@@ -66,7 +66,7 @@ _STEPS = {
 def pipeline_map(highlight: int | None = None, from_picture: bool = False) -> Figure:
     """The numbered diagram of the whole pipeline; highlight: the step to colour, 1 to 6.
 
-    from_picture: draw and colour the second way in, a picture's latent mixed with the noise (chapter 8).
+    from_picture: draw and colour the second way in, a picture's latent mixed with the noise (chapters 8 and 9).
     """
     figure, axis = plt.subplots(figsize=(9.6, 2.5))
     plt.close(figure)
@@ -75,7 +75,8 @@ def pipeline_map(highlight: int | None = None, from_picture: bool = False) -> Fi
     loop = plt.Rectangle((4.2, 0.0), 5.4, 2.72, fill=False, edgecolor=INK, linestyle=(0, (4, 3)), linewidth=1)
     axis.add_patch(loop)
     axis.text(13.5, -0.15, "sizes: Stable Diffusion v1.5", ha="right", va="bottom", fontsize=8, color=INK)
-    axis.text(9.5, 2.78, "once for each of the 20 steps", ha="right", va="bottom", fontsize=8, color=INK)
+    often = "once for each step that is left" if from_picture else "once for each of the 20 steps"
+    axis.text(9.5, 2.78, often, ha="right", va="bottom", fontsize=8, color=INK)
     for number, (name, shape, x, y) in _STEPS.items():
         colour = ACCENT if number == highlight else PALE
         box = dict(boxstyle="round,pad=0.2", facecolor=colour, edgecolor=INK, linewidth=1)

@@ -10,11 +10,14 @@ from sd_teach.plots import ACCENT, BLUE, GREEN, INK, ROSE
 
 
 def histograms(panels: Mapping[str, Tensor], xlabel: str, low: float, high: float, marks: tuple[float, ...]) -> Figure:
-    """One histogram for each named set of values, side by side on the same axes; marks: dashed lines at these x."""
+    """One histogram for each named set of values, side by side on the same axes; marks: dashed lines at these x.
+
+    An odd number of bins: where low is -high, 0 lies in the middle of one.
+    """
     figure, axes = plt.subplots(1, len(panels), figsize=(4.0 * len(panels), 2.3), sharey=True, squeeze=False)
     plt.close(figure)
     for axis, (name, values), colour in zip(axes[0], panels.items(), (BLUE, ROSE, GREEN), strict=False):
-        axis.hist(values.flatten().numpy(), bins=60, range=(low, high), color=colour)
+        axis.hist(values.flatten().numpy(), bins=61, range=(low, high), color=colour)
         for mark in marks:
             axis.axvline(mark, color=INK, linestyle=(0, (4, 3)), linewidth=1)
         axis.set_title(name, fontsize=9)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from torch import Tensor
 
 from sd_teach.plots import ACCENT, BLUE, GREEN, INK, ROSE
@@ -38,12 +38,15 @@ def errors(calls: Sequence[int], errors: Mapping[str, Sequence[float]], label: s
     """Error over network calls, both axes logarithmic; errors: name of the sampler -> one error for each of calls."""
     figure, axis = plt.subplots(figsize=(5.6, 3.0), layout="constrained")
     plt.close(figure)
+    lowest, highest = (pick(pick(values) for values in errors.values()) for pick in (min, max))
     for (name, values), colour in zip(errors.items(), _COLOURS, strict=False):
-        style = dict(linestyle="--", markerfacecolor="white") if "even" in name else {}
+        style = dict(linestyle="--", markerfacecolor="white") if "lambda" in name else {}
         axis.plot(calls, values, color=colour, marker="o", linewidth=2, label=name, **style)
     axis.set(xscale="log", yscale="log", xlabel="steps, one call of the network each", ylabel=label)
     axis.set_xticks(calls, [str(n) for n in calls])
     axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if lowest > highest / 300 else (1,)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
     axis.grid(alpha=0.25)
     axis.legend(frameon=False, fontsize=9)
