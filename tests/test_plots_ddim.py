@@ -61,9 +61,10 @@ def test_error_curves_are_logarithmic_with_the_steps_as_ticks():
     assert list(axis.lines[0].get_ydata()) == [0.2, 0.1] and labels(axis) == ["a"]
 
 
-def test_fresh_noise_draws_every_eta_and_the_whole():
-    (axis,) = figures.fresh_noise([1, 501], {"0": [0.0, 0.0], "1": [0.1, 0.5]}, [0.2, 0.9]).axes
-    assert [list(line.get_ydata()) for line in axis.lines] == [[0.2, 0.9], [0.0, 0.0], [0.1, 0.5]]
+def test_fresh_noise_draws_every_eta_on_an_axis_from_none_to_all():
+    (axis,) = figures.fresh_noise([1, 501], {"0": [0.0, 0.0], "1": [0.1, 0.5]}).axes
+    assert [list(line.get_ydata()) for line in axis.lines] == [[0.0, 0.0], [0.1, 0.5]]
+    assert axis.get_ylim() == (-0.03, 1.03) and labels(axis) == ["0", "1"]
 
 
 @pytest.fixture(autouse=True)

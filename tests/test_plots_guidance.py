@@ -30,6 +30,10 @@ def test_densities_have_their_samples_or_arrows_over_them():
     assert [(text.get_text(), text.xy) for text in axis.texts] == [("heap", (1.0, 2.0))]
     (quiver,) = [artist for artist in axis.collections if hasattr(artist, "U")]
     assert np.allclose(quiver.XY, dots[1]) and np.allclose(quiver.V, dots[1][:, 1] + 1)
+    arrows["arrows"] = [dots[1] + 1, 3 * dots[1] + 3]
+    both = plots.density_panels(densities, ["one", "two"], 3.0, **arrows).axes
+    scales = [artist.scale for axis in both for artist in axis.collections if hasattr(artist, "U")]
+    assert scales == pytest.approx([6 * 117**0.5] * 2), "the longest of all is (6, 9)"
 
 
 def test_densities_want_as_many_sets_of_samples():

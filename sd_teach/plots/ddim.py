@@ -71,9 +71,9 @@ def trajectories(panels: Mapping[str, Tensor], data: Tensor, colours: Mapping[st
     for (title, paths), axis in zip(panels.items(), axes[0], strict=True):
         axis.scatter(*data.T, s=1.5, color=GREY, linewidths=0)
         for k, colour in enumerate(colours[title]):
-            axis.plot(*paths[:, k].T, color=_COLOURS[colour], linewidth=0.9)
+            axis.plot(*paths[:, k].T, color=_COLOURS[colour], linewidth=0.7, alpha=0.55)
             axis.plot(*paths[0, k], "o", markersize=3.5, color=_COLOURS[colour], fillstyle="none", markeredgewidth=0.8)
-            axis.plot(*paths[-1, k], "o", markersize=3.5, color=_COLOURS[colour])
+            axis.plot(*paths[-1, k], "o", markersize=4, color=_COLOURS[colour], zorder=3)  # above every line
         axis.set_title(title, fontsize=9, pad=3)
         _plane(axis)
     figure.subplots_adjust(0.005, 0.01, 0.995, 0.92, 0.03)
@@ -110,15 +110,15 @@ def error_curves(steps: Mapping[str, Sequence[int]], errors: Mapping[str, Sequen
     return figure
 
 
-def fresh_noise(times: Sequence[int], sigmas: Mapping[str, Sequence[float]], total: Sequence[float]) -> Figure:
-    """sigma at each step for some eta, and all the noise that x_prev has to have; label -> one a time step."""
+def fresh_noise(times: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Figure:
+    """How much of the noise's variance after each step is fresh, 0 to 1, for some eta; label -> one a time step."""
     figure, axis = plt.subplots(figsize=(5.6, 2.8), layout="constrained")
     plt.close(figure)
-    axis.plot(times, total, color=INK, linestyle=(0, (4, 3)), label=r"all noise, $\sqrt{1 - \bar\alpha_{t-1}}$")
-    for (label, values), colour in zip(sigmas.items(), (BLUE, GREEN, ACCENT), strict=False):
+    for (label, values), colour in zip(shares.items(), (BLUE, GREEN, ACCENT), strict=False):
         axis.plot(times, values, "o-", color=colour, markersize=3, label=label)
+    axis.set(ylim=(-0.03, 1.03))
     axis.set_xlabel("time step $t$", fontsize=9)
-    axis.set_ylabel(r"$\sigma_t$", fontsize=9)
+    axis.set_ylabel(r"fresh share, $\sigma_t^2 \,/\, (1 - \bar\alpha_{t-1})$", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
     _quiet(axis)
     return figure

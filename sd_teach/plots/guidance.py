@@ -62,7 +62,8 @@ def density_panels(
     """Densities over a square, side by side, darker where there is more; over them samples, or arrows.
 
     densities: [n, n] each, rows from y = -extent upwards. points: [k, 2] samples for each density, drawn as dots.
-    places: [m, 2], where arrows start; arrows: [m, 2] for each density. side: inches of a panel.
+    places: [m, 2], where arrows start; arrows: [m, 2] for each density, the longest of all a sixth of a panel.
+    side: inches of a panel.
     names: text -> (x, y), where the first panel says it.
     """
     figure, axes = plt.subplots(1, len(densities), figsize=(side * len(densities), side + 0.3), sharey=True)
@@ -81,7 +82,9 @@ def density_panels(
     for axis, dots in zip(axes, points, strict=bool(points)):
         axis.plot(*dots.numpy().T, ".", color=ROSE, markersize=2.5, alpha=0.6, markeredgewidth=0)
     for axis, vectors in zip(axes, arrows, strict=bool(arrows)):
-        axis.quiver(*places.numpy().T, *vectors.numpy().T, color=INK, angles="xy", width=0.006)
+        longest = max(float(each.norm(dim=1).max()) for each in arrows)  # one scale, so that panels compare
+        style = dict(color=INK, angles="xy", width=0.006, scale=6 * longest, scale_units="width")
+        axis.quiver(*places.numpy().T, *vectors.numpy().T, **style)
     figure.tight_layout(pad=0.4)
     return figure
 
