@@ -64,7 +64,7 @@ class UNetConfig:
 def timestep_embedding(t: Tensor, dim: int) -> Tensor:
     """[cos(t f_0) ... sin(t f_0) ...], f_i = 10000^(-2i / dim), cosines first. t: [b] -> [b, dim], float32.
 
-    Diffusers' bare function of this name puts the sines first unless told otherwise.
+    Diffusers' bare get_timestep_embedding puts the sines first, at slightly other frequencies, unless told otherwise.
     """
     half = dim // 2
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=t.device) / half)

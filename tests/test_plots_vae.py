@@ -62,8 +62,8 @@ def test_windows_lie_over_the_pixels_they_see():
     left, right = plots.padding_windows([0, 2], [-1, 1], pixels=4).axes
     assert [line.get_xdata()[0] for line in left.lines] == [-0.4, 1.6]
     assert [line.get_xdata()[0] for line in right.lines] == [-1.4, 0.6]
-    assert [text.get_text() for text in left.texts[:5]] == ["0", "1", "2", "3", "0"]  # no zero on the left
-    assert [text.get_text() for text in right.texts[:6]] == ["0", "0", "1", "2", "3", "0"]
+    assert [text.get_text() for text in left.texts[:5]] == ["0", "1", "2", "3", "pad"]  # none on the left
+    assert [text.get_text() for text in right.texts[:6]] == ["pad", "0", "1", "2", "3", "pad"]
     assert [box.get_linestyle() for box in left.patches] == ["-"] * 4 + [":"]
 
 

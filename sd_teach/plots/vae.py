@@ -92,7 +92,7 @@ def kl_curves(means: Tensor, kl_of_mean: Tensor, stds: Tensor, kl_of_std: Tensor
 def padding_windows(asymmetric: Sequence[int], symmetric: Sequence[int], pixels: int) -> Figure:
     """Which pixels of a row each output of a 3-wide convolution of stride 2 sees, by the first pixel of its window.
 
-    Zeros are drawn where they are added: one on the right, and one on the left if the first window begins there.
+    "pad" stands where a zero is added: on the right, and on the left if the first window begins there.
     """
     figure, axes = plt.subplots(1, 2, figsize=(9.2, 2.2), layout="constrained")
     plt.close(figure)
@@ -103,7 +103,7 @@ def padding_windows(asymmetric: Sequence[int], symmetric: Sequence[int], pixels:
             padded = not 0 <= pixel < pixels
             box = dict(facecolor="none" if padded else "#dfe3ee", edgecolor=INK, linestyle=":" if padded else "-")
             axis.add_patch(plt.Rectangle((pixel - 0.45, 0), 0.9, 0.9, **box))
-            axis.text(pixel, 0.45, "0" if padded else str(pixel), ha="center", va="center", fontsize=9, color=INK)
+            axis.text(pixel, 0.45, "pad" if padded else str(pixel), ha="center", va="center", fontsize=9, color=INK)
         for output, (start, colour) in enumerate(zip(starts, _CURVES, strict=False)):
             height = 1.25 + 0.55 * (output % 2)
             axis.plot([start - 0.4, start + 2.4], [height, height], color=colour, linewidth=5, solid_capstyle="butt")
