@@ -68,5 +68,5 @@ def changes(answer: Callable[[Sequence[DDIMState]], object], states: Sequence[DD
                 expected[::-1]
             ),
         },
-        right="print them: the early steps decide most, and the picture settles as the noise goes",
+        right="look at them: the early steps decide most, and the picture settles as the noise goes",
     )

@@ -79,12 +79,12 @@ def pipeline_map(highlight: int | None = None, from_picture: bool = False) -> Fi
     axis.text(9.5, 2.78, often, ha="right", va="bottom", fontsize=8, color=INK)
     for number, (name, shape, x, y) in _STEPS.items():
         colour = ACCENT if number == highlight else PALE
-        box = dict(boxstyle="round,pad=0.2", facecolor=colour, edgecolor=INK, linewidth=1)
+        box = dict(boxstyle="round,pad=0.35", facecolor=colour, edgecolor=INK, linewidth=1)
         axis.text(x, y, f"{number}  {name}\n{shape}", ha="center", va="center", fontsize=9, bbox=box, color=INK)
     ends = [(0.2, 2.0, '"a cat"'), (0.2, 0.6, "seed\n12345"), (13.1, 0.6, "picture")]
     if from_picture:
         ends.append((0.2, 1.3, "picture"))
-        box = dict(boxstyle="round,pad=0.2", facecolor=ACCENT, edgecolor=INK, linewidth=1)
+        box = dict(boxstyle="round,pad=0.35", facecolor=ACCENT, edgecolor=INK, linewidth=1)
         axis.text(2.3, 1.3, "VAE encoder\n4 x 64 x 64", ha="center", va="center", fontsize=9, bbox=box, color=INK)
         box = dict(boxstyle="circle,pad=0.15", facecolor=ACCENT, edgecolor=INK, linewidth=1)
         axis.text(3.8, 0.6, "+", ha="center", va="center", fontsize=9, bbox=box, color=INK)
