@@ -37,3 +37,11 @@ def test_widgets_and_timings_do_not_stay(tmp_path):
     notebook = nbformat.read(tmp_path / "x.ipynb", as_version=4)
     assert "widgets" not in notebook.metadata and "execution" not in notebook.cells[0].metadata
     assert [list(output["data"]) for output in notebook.cells[0].outputs] == [["text/plain"], ["text/plain"]]
+
+
+def test_what_is_printed_in_pieces_is_stored_as_one(tmp_path):
+    source = "import sys, time\nfor line in 'ab':\n    print(line)\n    sys.stdout.flush()\n    time.sleep(0.5)"
+    nbformat.write(new_notebook(cells=[new_code_cell(source)]), tmp_path / "x.ipynb")
+    run_in_place(tmp_path / "x.ipynb")
+    (cell,) = nbformat.read(tmp_path / "x.ipynb", as_version=4).cells
+    assert [output["text"] for output in cell.outputs] == ["a\nb\n"]
