@@ -44,17 +44,17 @@ def pack(network: nn.Module) -> nn.Module:
 
 
 def attention_by_rows(q: Tensor, k: Tensor, v: Tensor, scores: int = 2**20) -> Tensor:
-    """What F.scaled_dot_product_attention computes, one head and about as many scores (float32) at a time.
+    """What F.scaled_dot_product_attention computes, one head and about as many scores at a time.
 
-    q: [b, heads, l, d]; k, v: [b, heads, n, d]. Returns [b, heads, l, d].
+    q: [b, heads, l, d]; k, v: [b, heads, n, d]. Returns [b, heads, l, d]. In bfloat16 the scores are rounded, too.
     """
     rows = max(1, scores // k.shape[2])
     out = q.new_empty(q.transpose(1, 2).shape).transpose(1, 2)  # the heads of a place side by side
     for b in range(len(q)):
         for head in range(q.shape[1]):
-            keys, values = k[b, head].float().contiguous() * q.shape[-1] ** -0.5, v[b, head].T.contiguous()
+            keys, values = k[b, head].contiguous() * q.shape[-1] ** -0.5, v[b, head].T.contiguous()
             for some, into in zip(q[b, head].split(rows), out[b, head].split(rows), strict=True):
-                into.copy_(_linear(_linear(some.float(), keys).softmax(-1).to(v.dtype), values))
+                into.copy_(_linear(_linear(some, keys).softmax(-1), values))
     return out
 
 

@@ -126,8 +126,10 @@ def test_attention_by_rows_is_attention(queries, keys, dtype):
     exact = F.scaled_dot_product_attention(3 * q.double(), k.double(), v.double())
     answer = attention_by_rows(3 * q, k, v, scores=2**14)  # 64 queries or fewer at a time
     assert answer.dtype == dtype and answer.shape == exact.shape
-    # the weights are rounded once, and the answer
-    assert_close(answer.double(), exact, rtol=0, atol=1e-5 if dtype == torch.float32 else 2e-2)
+    if dtype == torch.float32:
+        assert_close(answer.double(), exact, rtol=0, atol=1e-5)
+    else:  # scores between 8 and 16 are rounded by up to 2**-5, and their weights change by as much
+        assert (answer.double() - exact).norm() < 2**-6 * exact.norm()
 
 
 def test_every_layer_is_packed_and_every_attention_goes_by_rows():
