@@ -77,17 +77,18 @@ def pipeline_map(highlight: int | None = None, from_picture: bool = False) -> Fi
     axis.text(13.5, -0.15, "sizes: Stable Diffusion v1.5", ha="right", va="bottom", fontsize=8, color=INK)
     often = "once for each step that is left" if from_picture else "once for each of the 20 steps"
     axis.text(9.5, 2.78, often, ha="right", va="bottom", fontsize=8, color=INK)
+
+    def node(x: float, y: float, text: str, colour: str, boxstyle: str = "round,pad=0.35") -> None:
+        box = dict(boxstyle=boxstyle, facecolor=colour, edgecolor=INK, linewidth=1)
+        axis.text(x, y, text, ha="center", va="center", fontsize=9, bbox=box, color=INK)
+
     for number, (name, shape, x, y) in _STEPS.items():
-        colour = ACCENT if number == highlight else PALE
-        box = dict(boxstyle="round,pad=0.35", facecolor=colour, edgecolor=INK, linewidth=1)
-        axis.text(x, y, f"{number}  {name}\n{shape}", ha="center", va="center", fontsize=9, bbox=box, color=INK)
+        node(x, y, f"{number}  {name}\n{shape}", ACCENT if number == highlight else PALE)
     ends = [(0.2, 2.0, '"a cat"'), (0.2, 0.6, "seed\n12345"), (13.1, 0.6, "picture")]
     if from_picture:
         ends.append((0.2, 1.3, "picture"))
-        box = dict(boxstyle="round,pad=0.35", facecolor=ACCENT, edgecolor=INK, linewidth=1)
-        axis.text(2.3, 1.3, "VAE encoder\n4 x 64 x 64", ha="center", va="center", fontsize=9, bbox=box, color=INK)
-        box = dict(boxstyle="circle,pad=0.15", facecolor=ACCENT, edgecolor=INK, linewidth=1)
-        axis.text(3.8, 0.6, "+", ha="center", va="center", fontsize=9, bbox=box, color=INK)
+        node(2.3, 1.3, "VAE encoder\n4 x 64 x 64", ACCENT)
+        node(3.8, 0.6, "+", ACCENT, "circle,pad=0.15")
     for x, y, text in ends:
         axis.text(x, y, text, ha="center", va="center", fontsize=9, style="italic", color=INK)
 

@@ -81,8 +81,8 @@ def density_panels(
         axes[0].annotate(name, place, fontsize=8, color=INK, ha="center", va="center", bbox=box)
     for axis, dots in zip(axes, points, strict=bool(points)):
         axis.plot(*dots.numpy().T, ".", color=ROSE, markersize=2.5, alpha=0.6, markeredgewidth=0)
+    longest = max((float(each.norm(dim=1).max()) for each in arrows), default=0.0)  # one scale, so that panels compare
     for axis, vectors in zip(axes, arrows, strict=bool(arrows)):
-        longest = max(float(each.norm(dim=1).max()) for each in arrows)  # one scale, so that panels compare
         style = dict(color=INK, angles="xy", width=0.006, scale=6 * longest, scale_units="width")
         axis.quiver(*places.numpy().T, *vectors.numpy().T, **style)
     figure.tight_layout(pad=0.4)

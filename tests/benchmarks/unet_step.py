@@ -145,12 +145,12 @@ def main() -> None:
                 race("unet bf16/fp32", {f"ours {name}": runs[name]["ours"] for name in ("bf16", "fp32")}, options.pairs)
             runs.clear()
             if sys.platform == "linux" and not options.without_memory:
+                # what is freed goes back to the system at once: else what the allocator keeps decides
+                environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
                 for name in dtypes:
                     peaks = []
                     for library in ("ours", "diffusers"):
                         told = ["--part", part, "--dtype", name, "--tell-peak", library]
-                        # what is freed goes back to the system at once: else what the allocator keeps decides
-                        environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
                         command = [sys.executable, __file__, *told]
                         out = subprocess.run(command, check=True, stdout=subprocess.PIPE, env=environment).stdout
                         peaks.append(float(out))
