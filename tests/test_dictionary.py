@@ -1,0 +1,54 @@
+"""What words mean, by a dictionary of five lines in WordNet's format."""
+
+import pytest
+
+from sd_teach.training import data, dictionary
+
+SENSES = [  # lexicographer file, words, place of what it is a kind of, gloss
+    (5, ["animal"], None, "a living being"),
+    (5, ["duck"], 0, "a swimming bird"),
+    (5, ["mallard", "Anas_platyrhynchos"], 1, 'wild dabbling duck; "a mallard on the pond"'),
+    (17, ["Red", "Red_River"], None, "a tributary of the Mississippi"),
+    (7, ["beauty"], None, "what pleases"),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_dictionary(tmp_path, monkeypatch):
+    folder = tmp_path / "dict"
+    folder.mkdir()
+    lines, places, index = b"", [], ""
+    for category, words, above, gloss in SENSES:
+        places.append(len(lines))
+        listed = " ".join(f"{word} 0" for word in words)
+        pointers = f"001 @ {places[above]:08} n 0000" if above is not None else "000"
+        lines += f"{len(lines):08} {category:02} n {len(words):02x} {listed} {pointers} | {gloss}  \n".encode()
+        for word in words:
+            index += f"{word.lower()} n 1 1 @ 1 0 {places[-1]:08}  \n"
+    (folder / "data.noun").write_bytes(lines)
+    (folder / "index.noun").write_text("  1 a licence comes first\n" + index)
+    monkeypatch.setattr(data, "fetch", lambda package, wanted: tmp_path)
+    dictionary._files.cache_clear()
+    dictionary.things.cache_clear()
+    yield
+    dictionary._files.cache_clear()
+    dictionary.things.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("mallard", "mallard, Anas platyrhynchos: duck, wild dabbling duck"),
+        ("mallards", "mallards, Anas platyrhynchos: duck, wild dabbling duck"),
+        ("animal", "animal: , a living being"),
+        ("red", None),  # the river, but in lower case a colour
+        ("beauty", None),  # a noun, but no thing
+        ("blorp", None),
+    ],
+)
+def test_a_meaning_is_the_line_of_the_commonest_thing(word, line):
+    assert dictionary.meaning(word) == line
+
+
+def test_things_are_nouns_in_lower_case_whose_commonest_sense_can_be_drawn():
+    assert set(dictionary.things()) == {"animal", "duck", "mallard"}
