@@ -167,12 +167,16 @@ IRREGULAR = {
     "jellyfish": "jellyfish",
     "scarf": "scarves",
     "spaghetti": "spaghetti",
+    "goose": "geese",
+    "moose": "moose",
+    "bison": "bison",
+    "pufferfish": "pufferfish",
 }
 
 
 def plural(noun: str) -> str:
     """ "cat" -> "cats", "cup of coffee" -> "cups of coffee"."""
-    head = re.split(r" (?:of|with|in|and) ", noun)[0]
+    head = re.split(r" (?:of|with|in|and|behind) ", noun)[0]
     rest = noun[len(head) :]
     before, _, last = head.rpartition(" ")
     if last in IRREGULAR:

@@ -90,7 +90,7 @@ def near_words() -> dict[int, list[str]]:
     beginnings = tuple(word[: max(4, len(word) - 2)] for word in kept if len(word) > 3 and " " not in word)
     known = {name for _, name in names}
     things = [w for w in dictionary.things() if w not in known and w not in kept and w.removesuffix("s") not in kept]
-    things = [w for w in things if not any(part.startswith(beginnings) for part in w.split())]
+    things = [w for w in things if not any(p.startswith(beginnings) or p in data.COLOURS for p in w.split())]
     similar = meanings(things) @ meanings([name for _, name in names]).T
     best, nearest = similar.max(1)
     near = {s.index: [] for s in data.subjects()}
