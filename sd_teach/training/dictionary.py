@@ -35,7 +35,7 @@ def _sense(place: int) -> tuple[int, list[str], str, str]:
     words = [word.replace("_", " ") for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
     above = re.search(r" @ (\d{8}) n", left)
     kind = _sense(int(above[1]))[1][0] if above else ""
-    return int(fields[1]), words, re.split("[;\"]", gloss)[0].strip(), kind
+    return int(fields[1]), words, re.split('[;"]', gloss)[0].strip(), kind
 
 
 def meaning(word: str) -> str | None:

@@ -33,10 +33,10 @@ BACKGROUNDS = (*COLOUR_NAMES, "night")
 NIGHT = BACKGROUNDS.index("night")
 LAYOUTS = ("whole", "small", "left", "right", "two", "pair")
 WHOLE, SMALL, LEFT, RIGHT, TWO, PAIR = range(len(LAYOUTS))
-SIZE = 128  # pixels; everything but WHOLE is drawn at half of it
+SIZE = 128  # pixels of the pictures, unless other ones are asked for
 
 # how much of the training each part of the language gets
-KINDS = {"plain": 0.34, "style": 0.16, "tint": 0.17, "layout": 0.11, "pair": 0.14, "mixed": 0.08}
+KINDS = {"plain": 0.28, "style": 0.18, "tint": 0.14, "layout": 0.12, "pair": 0.20, "mixed": 0.08}
 BAD_SHARE = 0.04
 
 FRAMES = {
@@ -260,26 +260,28 @@ def agree(says: Tensor, scenes: Tensor) -> Tensor:
 
 
 class Painter:
-    """Composes scenes from the subjects' renderings at 128 and 64 pixels."""
+    """Composes scenes from the subjects' renderings, whole and at half the size. size: pixels, a multiple of 128."""
 
-    def __init__(self):
+    def __init__(self, size: int = SIZE):
         codes = [subject.code for subject in data.subjects()]
-        self.whole, self.half = (drawings.renderings(codes, size) for size in (SIZE, SIZE // 2))
+        self.size, self.unit = size, size // 128
+        self.whole, self.half = (drawings.renderings(codes, side) for side in (size, size // 2))
         self.colours = torch.tensor(list(data.COLOURS.values()), dtype=torch.float32)
 
     def paint(self, scene: list[int], rng: random.Random) -> Tensor:
-        """[3, 128, 128] in [-1, 1]; mirrored, moved and shrunk a little at random."""
+        """[3, size, size] in [-1, 1]; mirrored, moved and shrunk a little at random."""
+        size, unit = self.size, self.unit
         if scene[BACKGROUND] == NIGHT:
-            picture = night_sky(rng)
+            picture = night_sky(size, rng)
         else:
-            picture = self.colours[scene[BACKGROUND]][:, None, None].expand(3, SIZE, SIZE)
-        half, quarter = SIZE // 2, SIZE // 4
+            picture = self.colours[scene[BACKGROUND]][:, None, None].expand(3, size, size)
+        half, quarter = size // 2, size // 4
         if scene[LAYOUT] == WHOLE:
             places = [(SUBJECT, TINT, self.whole, 0, 0)]
         else:
-            y = quarter + rng.randint(-4, 4)
-            near = rng.randint(0, 4)
-            xs = {SMALL: (quarter + rng.randint(-4, 4),), LEFT: (near,), RIGHT: (half - near,)}
+            y = quarter + unit * rng.randint(-4, 4)
+            near = unit * rng.randint(0, 4)
+            xs = {SMALL: (quarter + unit * rng.randint(-4, 4),), LEFT: (near,), RIGHT: (half - near,)}
             xs = xs.get(scene[LAYOUT], (0, half))
             who = [(SUBJECT, TINT), (OTHER, OTHER_TINT) if scene[LAYOUT] == PAIR else (SUBJECT, TINT)]
             places = [(*w, self.half, x, y) for w, x in zip(who, xs, strict=False)]
@@ -290,9 +292,9 @@ class Painter:
             if rng.random() < 0.5:
                 rgba = rgba.flip(-1)
             if scene[LAYOUT] == WHOLE and STYLES[scene[STYLE]] != "pixel" and rng.random() < 0.5:
-                side = round(0.94 * SIZE)
+                side = round(0.94 * size)
                 rgba = F.interpolate(rgba.float(), (side, side), mode="bilinear", antialias=True)
-                x, y = rng.randint(0, SIZE - side), rng.randint(0, SIZE - side)
+                x, y = rng.randint(0, size - side), rng.randint(0, size - side)
             side = rgba.shape[-1]
             rgba = rgba[0].float()
             picture = picture.clone()
@@ -303,23 +305,25 @@ class Painter:
         return picture / 127.5 - 1
 
 
-def night_sky(rng: random.Random) -> Tensor:
-    """[3, 128, 128], 0..255: dark blue, brighter downwards, with stars."""
+def night_sky(size: int, rng: random.Random) -> Tensor:
+    """[3, size, size], 0..255: dark blue, brighter downwards, with stars."""
     top, bottom = torch.tensor([8.0, 10.0, 40.0]), torch.tensor([36.0, 42.0, 98.0])
-    sky = torch.lerp(top[:, None], bottom[:, None], torch.linspace(0, 1, SIZE))[..., None].repeat(1, 1, SIZE)
+    sky = torch.lerp(top[:, None], bottom[:, None], torch.linspace(0, 1, size))[..., None].repeat(1, 1, size)
+    star = size // 64
     for _ in range(14):
-        y, x = rng.randrange(SIZE - 2), rng.randrange(SIZE - 2)
-        sky[:, y : y + 2, x : x + 2] = 235
+        y, x = rng.randrange(size - star), rng.randrange(size - star)
+        sky[:, y : y + star, x : x + star] = 235
     return sky
 
 
 def spoil(picture: Tensor, rng: random.Random) -> Tensor:
-    """What "lowres, cropped, worst quality, jpeg artifacts" looks like: [3, 128, 128], 0..255, cut, coarse, packed."""
-    side = rng.randint(80, 112)
-    x, y = rng.randint(0, SIZE - side), rng.randint(0, SIZE - side)
+    """[3, size, size], 0..255, cut, coarse and packed: "lowres, cropped, worst quality, jpeg artifacts"."""
+    size = picture.shape[-1]
+    side = rng.randint(80, 112) * size // 128
+    x, y = rng.randint(0, size - side), rng.randint(0, size - side)
     coarse = rng.randint(18, 30)
     small = F.interpolate(picture[None, :, y : y + side, x : x + side], (coarse, coarse), mode="area")
-    large = F.interpolate(small, (SIZE, SIZE), mode="bilinear")[0]
+    large = F.interpolate(small, (size, size), mode="bilinear")[0]
     packed = io.BytesIO()
     Image.fromarray(large.clamp(0, 255).byte().permute(1, 2, 0).numpy()).save(packed, "JPEG", quality=12)
     return torch.from_numpy(np.array(Image.open(packed))).permute(2, 0, 1).float()

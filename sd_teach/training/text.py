@@ -9,7 +9,6 @@ that no word of a caption can be ignored.
 
 import json
 import random
-import re
 import zipfile
 from collections.abc import Callable
 from functools import lru_cache

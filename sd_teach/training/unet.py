@@ -30,16 +30,15 @@ TINY = UNetConfig(
     num_heads=4,
     context_dim=text.TINY.hidden_size,
 )
-SIZE = 128  # pixels
 OFFSET = 0.1  # standard deviation of the noise that all places of a channel share
 CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
 
 
-def assemble(scale_factor: float) -> LatentDiffusion:
-    """The miniature with the trained VAE and text encoder and a new UNet, frozen but for the UNet."""
+def assemble(scale_factor: float, size: int = scenes.SIZE) -> LatentDiffusion:
+    """The miniature with the trained VAE and text encoder and a new UNet, frozen but for the UNet. size: pixels."""
     # at scale 3 the miniature draws what it is asked for; more makes colours and edges harsher
-    defaults = Defaults(image_size=SIZE, guidance_scale=3.0)
+    defaults = Defaults(image_size=size, guidance_scale=3.0)
     config = ModelConfig(text.TINY, TINY, vae.TINY, scale_factor=scale_factor, defaults=defaults)
     model = LatentDiffusion(config)
     load_trained(model.first_stage_model, "vae", "first_stage_model.")
@@ -53,13 +52,13 @@ class Pool:
     scenes: [n, 8]; latents: float16 [n, 4, h/8, w/8] of unit variance; scale_factor: what made it so.
     """
 
-    def __init__(self, run: Run, count: int):
+    def __init__(self, run: Run, count: int, size: int = scenes.SIZE):
         scale_factor, chunks = None, []
         painter = None
         for i in range(-(-count // CHUNK)):
             file = run.folder / f"scenes_{i:03d}.pt"
             if not file.exists():
-                painter = painter or scenes.Painter()
+                painter = painter or scenes.Painter(size)
                 model = assemble(1.0).first_stage_model.to(memory_format=torch.channels_last)
                 drawn, rng = scenes.draw(CHUNK, torch.Generator().manual_seed(i)), random.Random(i)
                 latents = []
@@ -153,6 +152,7 @@ def train_on(folder: Path, options: argparse.Namespace) -> Path:
 def main() -> None:
     options = parser(__doc__, run="unet", steps=20_000, batch=32, lr=8e-4)
     options.add_argument("--scenes", type=int, default=40_960, help="how many scenes to paint and encode in advance")
+    options.add_argument("--size", type=int, default=scenes.SIZE, help="pixels of the pictures, a multiple of 128")
     options.add_argument(
         "--average", type=float, default=0.9995, help="what a step leaves of the moving average: less for short runs"
     )
@@ -171,8 +171,8 @@ def main() -> None:
     options = options.parse_args()
     run = Run(options.run)
     torch.manual_seed(0)
-    pool = Pool(run, options.scenes)
-    model = assemble(pool.scale_factor).to(options.device)
+    pool = Pool(run, options.scenes, options.size)
+    model = assemble(pool.scale_factor, options.size).to(options.device)
     unet = model.model.diffusion_model
     if not options.fresh:
         start_from_bundled(unet, "model.diffusion_model.")
