@@ -64,6 +64,18 @@ def sheet(sd: StableDiffusion, rows: list[list[str]], side: float = 1.0, **setti
     return plots.image_grid(images, columns=len(rows[0]), side=side)
 
 
+def beside(sd: StableDiffusion) -> Figure:
+    """The subjects in assets/emoji/shown: above the picture it was trained on, below what the model draws."""
+    shown = [subject for subject in data.subjects() if subject.name in data.SHOWN]
+    rgba = data.load_rgba([subject.code for subject in shown], sd.model.config.defaults.image_size, data.EMOJI / "shown")
+    white = torch.tensor(data.COLOURS["white"], dtype=torch.float32)[None, :, None, None]
+    images = to_images(data.on_background(rgba, white))
+    for subject in shown:
+        prompt = data.caption(subject.name, subject.article, "white")
+        images += sd.text_to_image(prompt, seed=SEED).images
+    return plots.image_grid(images, columns=len(shown), side=1.0)
+
+
 def styles(sd: StableDiffusion) -> Figure:
     """The four styles of some subjects."""
     frames = [scenes.FRAMES[style][0] for style in drawings.STYLES]
@@ -146,7 +158,7 @@ def main() -> None:
     else:
         catflower()
         sd = StableDiffusion.from_pretrained("tiny")
-        figures = {draw.__name__: draw(sd) for draw in (hero, film_strip, styles, colours, seeds, scales)}
+        figures = {draw.__name__: draw(sd) for draw in (hero, film_strip, beside, styles, colours, seeds, scales)}
     for name, figure in figures.items():
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=90)
