@@ -146,13 +146,15 @@ def write_card(folder: Path) -> None:
 
 
 def add_runs(folder: Path, names: list[str]) -> None:
-    """Append the steps and batches of these runs to runs.json, as one more sitting."""
+    """Append the steps and batches of those of these runs that went on since, to runs.json, as one more sitting."""
     file = folder / "runs.json"
     runs = json.loads(file.read_text()) if file.exists() else []
     sitting = max((run["sitting"] for run in runs), default=0) + 1
     for name in names:
         settings = Run(name).settings()
-        runs.append({"run": name, "steps": settings["step"], "batch": settings["batch"], "sitting": sitting})
+        new = {"run": name, "steps": settings["step"], "batch": settings["batch"]}
+        if not any(run | new == run for run in runs):
+            runs.append(new | {"sitting": sitting})
     file.write_text(json.dumps(runs, indent=1) + "\n")
 
 
