@@ -67,7 +67,8 @@ def sheet(sd: StableDiffusion, rows: list[list[str]], side: float = 1.0, **setti
 def beside(sd: StableDiffusion) -> Figure:
     """The subjects in assets/emoji/shown: above the picture it was trained on, below what the model draws."""
     shown = [subject for subject in data.subjects() if subject.name in data.SHOWN]
-    rgba = data.load_rgba([subject.code for subject in shown], sd.model.config.defaults.image_size, data.EMOJI / "shown")
+    codes, size = [subject.code for subject in shown], sd.model.config.defaults.image_size
+    rgba = data.load_rgba(codes, size, data.EMOJI / "shown")
     white = torch.tensor(data.COLOURS["white"], dtype=torch.float32)[None, :, None, None]
     images = to_images(data.on_background(rgba, white))
     for subject in shown:

@@ -7,7 +7,6 @@ meaning (never one of the synonyms kept for the metrics). And a batch holds scen
 that no word of a caption can be ignored.
 """
 
-import json
 import random
 import zipfile
 from collections.abc import Callable
@@ -75,30 +74,40 @@ def word_vectors(tokenizer: CLIPTokenizer, width: int) -> Tensor:
     return reduced * (0.5 / reduced.square().mean().sqrt())
 
 
-def near_words() -> dict[int, list[str]]:
-    """For each subject the things of the dictionary whose meaning is nearest to it of all subjects, 40 at most.
+def lexicon() -> tuple[list[str], Tensor]:
+    """All names of the subjects and things of the dictionary, and how near each is to every subject: [n, subjects].
 
     Never a word of the synonyms kept for the metrics, nor one with the same beginning ("kittens").
     """
-    cache = runs_folder() / "data" / "near_words.json"
-    if cache.exists():
-        return {int(i): words for i, words in json.loads(cache.read_text()).items()}
-    names = [(s.index, name) for s in data.subjects() for name in s.names]
-    owner = torch.tensor([index for index, _ in names])
-    kept = {synonym for s in data.subjects() for synonym in s.synonyms}
-    beginnings = tuple(word[: max(4, len(word) - 2)] for word in kept if len(word) > 3 and " " not in word)
-    known = {name for _, name in names}
-    things = [w for w in dictionary.things() if w not in known and w not in kept and w.removesuffix("s") not in kept]
-    things = [w for w in things if not any(p.startswith(beginnings) or p in data.COLOURS for p in w.split())]
-    similar = meanings(things) @ meanings([name for _, name in names]).T
-    best, nearest = similar.max(1)
-    near = {s.index: [] for s in data.subjects()}
+    cache = runs_folder() / "data" / f"lexicon_{len(data.subjects())}.pt"
+    if not cache.exists():
+        names = [(s.index, name) for s in data.subjects() for name in s.names]
+        known = {name for _, name in names}
+        kept = {synonym for s in data.subjects() for synonym in s.synonyms}
+        beginnings = tuple(word[: max(4, len(word) - 2)] for word in kept if len(word) > 3 and " " not in word)
+        things = [w for w in dictionary.things() if not {w, w.removesuffix("s")} & (known | kept)]
+        things = [w for w in things if not any(p.startswith(beginnings) or p in data.COLOURS for p in w.split())]
+        words = [name for _, name in names] + things
+        vectors = meanings(words)
+        owner = torch.tensor([index for index, _ in names])
+        near = torch.zeros(len(words), len(data.subjects()))
+        near.index_reduce_(1, owner, vectors @ vectors[: len(names)].T, "amax")
+        torch.save({"words": words, "near": near}, cache)
+    stored = torch.load(cache, weights_only=True)
+    return stored["words"], stored["near"]
+
+
+def near_words() -> dict[int, list[str]]:
+    """For each subject the things whose meaning is nearest to it of all subjects, 40 at most."""
+    words, near = lexicon()
+    first = sum(len(s.names) for s in data.subjects())
+    best, nearest = near.max(1)
+    found = {s.index: [] for s in data.subjects()}
     for i in best.argsort(descending=True).tolist():
-        words = near[owner[nearest[i]].item()]
-        if best[i] > 0.5 and len(words) < 40:
-            words.append(things[i])
-    cache.write_text(json.dumps(near))
-    return near
+        chosen = found[nearest[i].item()]
+        if i >= first and best[i] > 0.5 and len(chosen) < 40:
+            chosen.append(words[i])
+    return found
 
 
 class PictureEncoder(nn.Sequential):
@@ -124,6 +133,7 @@ class Contrastive(nn.Module):
         embeddings.requires_grad_(False)
         self.text_projection = nn.Linear(TINY.hidden_size, 128, bias=False)
         self.picture = PictureEncoder(128)
+        self.subjects = nn.Parameter(torch.randn(len(data.subjects()), 128))  # what words for a subject come close to
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
     def embed_text(self, ids: Tensor, slot: Tensor) -> Tensor:
@@ -158,6 +168,24 @@ class Examples:
         return list(captions), self.pictures[chosen].float() / 127.5 - 1, fits
 
 
+class Words:
+    """Words of the lexicon with what they should be taken for, by the sentence encoder's judgement."""
+
+    def __init__(self):
+        self.words, near = lexicon()
+        known = near.amax(1) > 0.4
+        self.words = [word for word, is_known in zip(self.words, known.tolist(), strict=True) if is_known]
+        self.subjects = (near[known] / 0.05).softmax(1)  # of one word: cat 0.9, tiger 0.05, ...
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[list[str], Tensor]:
+        """(captions, the share of each subject in each: [b, subjects])."""
+        chosen = torch.randint(len(self.words), (batch,), generator=generator)
+        rng = random.Random(int(chosen.sum()))
+        colours = [rng.choice([None, *data.COLOURS]) for _ in range(batch)]
+        captions = [data.caption(self.words[i], "a", c) for i, c in zip(chosen.tolist(), colours, strict=True)]
+        return captions, self.subjects[chosen]
+
+
 def small_picture(picture: Tensor) -> Tensor:
     """[3, 128, 128] in [-1, 1] -> uint8 [3, 32, 32]."""
     return ((F.interpolate(picture[None], (SIZE, SIZE), mode="area")[0] + 1) * 127.5).round().byte()
@@ -177,8 +205,7 @@ def main() -> None:
     model = Contrastive()
     if not options.fresh:
         start_from_bundled(model.text, "cond_stage_model.")
-    near = near_words()
-    examples = Examples(options.scenes, near)
+    examples, words = Examples(options.scenes, near_words()), Words()
 
     # words near each other in meaning should do the same: blur them a little
     def blur(module: nn.Module, _, vectors: Tensor) -> Tensor:
@@ -200,7 +227,12 @@ def main() -> None:
         same = fits.float().to(options.device)  # several pictures can fit a caption, several captions a picture
         across = -(logits.log_softmax(1) * same / same.sum(1, keepdim=True)).sum(1).mean()
         down = -(logits.log_softmax(0) * same / same.sum(0, keepdim=True)).sum(0).mean()
-        return (across + down) / 2
+
+        captions, shares = words.draw(options.batch, generator)
+        ids = model.text.tokenize(captions)[:, :20].to(options.device)
+        meant = model.embed_text(ids, first_end(ids).clamp(max=19)) @ F.normalize(model.subjects, dim=-1).T
+        naming = -(shares.to(options.device) * (20.0 * meant).log_softmax(1)).sum(1).mean()
+        return (across + down) / 2 + naming
 
     checks = Checks(examples)
     train(run, model, loss_at, lambda average, step: checks(average, options.device), options, average_decay=0.998)
