@@ -1,10 +1,11 @@
 """Train the miniature's text encoder: `python -m sd_teach.training.text --help`.
 
 CLIP's recipe (Radford et al. 2021, figure 3) in small: captions and pictures into one space, matching pairs close.
-Three things let 330 subjects stand in for 400 million pictures. Token embeddings come from a sentence encoder, MiniLM,
-reduced by PCA and frozen. Many captions say, for their subject, a word of CLIP's vocabulary that MiniLM finds near in
-meaning (never one of the synonyms kept for the metrics). And a batch holds scenes that differ in one thing only, so
-that no word of a caption can be ignored.
+Four things let some 500 subjects stand in for 400 million pictures. Token embeddings come from a sentence encoder,
+MiniLM, that reads a word and its line in a dictionary; they are reduced by PCA and frozen. Many captions say, for their
+subject, a word of the dictionary that is near in meaning (never one of the synonyms kept for the metrics). Beside the
+captions, thousands of the dictionary's words are to be taken for the subjects that the sentence encoder takes them for.
+And a batch holds scenes that differ in one thing only, so that no word of a caption can be ignored.
 """
 
 import random
