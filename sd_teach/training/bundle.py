@@ -88,7 +88,7 @@ TRIED = """\
 - For synonyms: words that MiniLM finds near, said instead of names, in one caption of six, after 1,145 steps in two of
   five. Retrieval of the right subject was 33 % at 250 steps, 43 % at 1,200 and 38 % at the end, so the larger share did
   not help; there was no run without. MiniLM itself, untrained and four times as wide, finds 59 %.
-- A dictionary for the rest: MiniLM that reads a word's line in WordNet with it finds 76 % of the same synonyms, and 74 %
+- A dictionary for the rest: MiniLM that reads a word's line in WordNet too finds 76 % of the same synonyms, and 74 %
   of today's longer list. Of those that are one token, the mean of the token vectors finds 78 % and the trained text
   encoder 44 % by the pictures, 70 % by the names: it has too few layers, or saw too little, to keep what it is given.
 - New latents and new text states cost the UNet what it had learnt of outlines, and 5,400 steps brought most of it back:
