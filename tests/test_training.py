@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import normal
+from parity.diffusers_twins import randomise
 from PIL import Image
 from torch import nn
+from torch.testing import assert_close
 
 from sd_teach.checkpoint import load_model
 from sd_teach.training import bundle, data, drawings, loop, metrics, scenes, text, unet, vae
@@ -378,6 +381,19 @@ def fine_tuned(monkeypatch, small_folder, own, run: str, steps: int) -> dict[str
     monkeypatch.setattr(unet, "load_model", lambda name: load_model(small_folder))
     folder = unet.train_on(own, options(steps, run=run, lr=1e-3))
     return load_model(folder).state_dict()
+
+
+def test_a_unet_follows_a_text_encoder_whose_states_are_others():
+    network = randomise(UNetModel(unet.TINY))
+    x, t = normal(2, 4, 8, 8), torch.tensor([1, 999])
+    before, mixed = normal(2, 60, unet.TINY.context_dim, seed=1), normal(*[unet.TINY.context_dim] * 2, seed=2)
+    after = before @ mixed
+    with torch.no_grad():
+        answer, other = network(x, t, before), network(x, t, after)
+        unet.follow_text(network, before, after)
+        followed = network(x, t, after)
+    assert (other - answer).abs().max() > 0.1
+    assert_close(followed, answer, rtol=0, atol=1e-4)
 
 
 def test_own_pictures_change_the_unet_alone_and_a_killed_run_resumes_exactly(monkeypatch, small_folder, own):

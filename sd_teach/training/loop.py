@@ -75,14 +75,16 @@ class Run:
         return {name: state.get(name, 0) for name in ("step", "batch")}
 
 
-def start_from_bundled(module: nn.Module, part: str) -> None:
-    """Give a module the weights of its part of assets/tiny ("first_stage_model." and so on), if there are any.
+def start_from_bundled(module: nn.Module, part: str) -> bool:
+    """Give a module the weights of its part of assets/tiny ("first_stage_model." and so on); False if there are none.
 
     Raises ValueError where assets/tiny is damaged or holds a network of another shape.
     """
-    if (ASSETS / "tiny" / "config.json").exists():
-        state = load_model("tiny").state_dict()
-        _load(module, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}, "assets/tiny")
+    if not (ASSETS / "tiny" / "config.json").exists():
+        return False
+    state = load_model("tiny").state_dict()
+    _load(module, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}, "assets/tiny")
+    return True
 
 
 def load_trained(module: nn.Module, run: str, part: str, inside: str = "") -> None:

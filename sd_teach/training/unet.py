@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from sd_teach.attention import BasicTransformerBlock
 from sd_teach.checkpoint import load_model, save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
 from sd_teach.noise import q_sample
 from sd_teach.pipeline import cpu_has_bf16
 from sd_teach.training import data, metrics, scenes, text, vae
 from sd_teach.training.loop import Run, load_trained, parser, start_from_bundled, train
-from sd_teach.unet import UNetConfig
+from sd_teach.unet import UNetConfig, UNetModel
 
 TINY = UNetConfig(
     model_channels=64,
@@ -126,6 +127,20 @@ def loss(model: LatentDiffusion, x0: Tensor, captions: list[str], generator: tor
     return (weights.to(device) * error).mean()
 
 
+@torch.no_grad()
+def follow_text(unet: UNetModel, before: Tensor, after: Tensor) -> None:
+    """Make the UNet hear in a new text encoder's states what it heard in those it was trained on, as far as it goes.
+
+    before, after: [..., d], the states of the same captions, old and new. Keys and values are linear in them, so the
+    linear map that leads from the new states back to the old ones, by least squares, goes into their weights.
+    """
+    back = torch.linalg.lstsq(after.flatten(0, -2).double(), before.flatten(0, -2).double()).solution  # [d, d]
+    for block in unet.modules():
+        if isinstance(block, BasicTransformerBlock):
+            for layer in (block.attn2.to_k, block.attn2.to_v):
+                layer.weight.copy_(layer.weight.double() @ back.T)
+
+
 def train_on(folder: Path, options: argparse.Namespace) -> Path:
     """Fine-tune the bundled model on the pictures of a folder; returns the folder of the model that comes out.
 
@@ -176,8 +191,11 @@ def main() -> None:
     pool = Pool(run, options.scenes, options.size)
     model = assemble(pool.scale_factor, options.size).to(options.device)
     unet = model.model.diffusion_model
-    if not options.fresh:
-        start_from_bundled(unet, "model.diffusion_model.")
+    if not options.fresh and not run.checkpoint.exists() and start_from_bundled(unet, "model.diffusion_model."):
+        captions = [scenes.caption(scene, random.Random(i))[0] for i, scene in enumerate(pool.scenes[:2000].tolist())]
+        # the first slots: captions are short, and what comes after them is padding
+        before, after = (m.get_learned_conditioning(captions)[:, :24].cpu() for m in (load_model("tiny"), model))
+        follow_text(unet, before, after)
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
     near = text.near_words()
 
