@@ -298,6 +298,15 @@ def test_spoilt_pictures_are_coarse(painter):
     assert max(e.abs().max() for e in vae.edges(bad)) < 0.7 * max(e.abs().max() for e in vae.edges(good))
 
 
+def test_every_style_is_counted_for_itself(monkeypatch):
+    monkeypatch.setattr(metrics, "drawn", lambda model, prompts, seed: torch.zeros(len(prompts), 3, 32, 32))
+    right = metrics.hits(None, 12, 0)
+    parts = [right[f"style_{style}"] for style in drawings.STYLES]
+    assert sum(len(part) for part in parts) == len(right["style"]) == 12
+    assert sum(part.sum() for part in parts) == right["style"].sum()
+    assert "style_pixel" not in metrics.summary(load_model("tiny"), 12, [right | {"style_pixel": parts[0][:0]}])
+
+
 def test_styles_are_told_apart_by_the_metric():
     rows = [scene(name, style=style, background=BLUE) for name in data.SHOWN for style in range(4)]
     sheet = metrics.subject_sheet()

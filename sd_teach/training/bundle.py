@@ -45,8 +45,8 @@ as a negative prompt, was not measured, nor was "at night".
 Whatever is not in the table: people, text, three or more, actions, one thing on another. Asked for a word it has not
 seen, it draws whichever known thing its text encoder finds nearest: often the right one, more often not (`synonyms`).
 Things of half the size (small, on the left, two) stand where they should and are little more than blots. "A cat and a
-pizza" was trained on, too, and comes out as two blots. Of the styles, line drawings come out three times in four, flat
-icons one time in three, pixel art one time in eight: the rest is nearer to another style of the same thing.
+pizza" was trained on, too, and comes out as two blots. Where a style is missed, the picture is nearer to another style
+of the same thing; `style_flat` and its like say how often each is met.
 {misses}
 
 ## Figures

@@ -6,7 +6,8 @@ recognition_held_out   the same for pairs of subject and colour that training ne
 background             over both: is the named colour the one nearest to the mean of the corners?
 synonyms               as recognition_seen, by a word that no caption ever had ("kitten" for cat)
 style                  "a flat icon of a {subject} on a ...": which style of that subject is nearest, of the four?
-style_held_out         the same for pairs of subject and style that training never saw
+style_flat ...         of these, those that asked for this style
+style_held_out         the same as style for pairs of subject and style that training never saw
 subject_colour         "a purple {subject} on a ...": which colour of that subject is nearest, of nine with its own?
 subject_colour_held_out  the same for pairs of subject and colour that training never saw
 place                  small, on the left, on the right, two of them, or none of these: which is nearest?
@@ -292,6 +293,9 @@ def hits(model: LatentDiffusion, count: int | None, seed: int) -> dict[str, Tens
     for part in PARTS:
         wanted = language(part, seed, count)
         right[part] = judged(part, wanted, drawn(model, [prompt(scene) for scene in wanted], seed))
+        if part == "style":
+            asked = torch.tensor(wanted)[:, scenes.STYLE]
+            right |= {f"style_{style}": right[part][asked == i] for i, style in enumerate(STYLES)}
     return right
 
 
@@ -302,7 +306,8 @@ def measure(model: LatentDiffusion, count: int | None, seeds: int) -> dict[str, 
 
 def summary(model: LatentDiffusion, count: int | None, runs: list[dict[str, Tensor]]) -> dict[str, float]:
     """The figures from what `hits` found with each seed."""
-    fractions = {name: torch.cat([run[name] for run in runs]).float().mean().item() for name in runs[0]}
+    right = {name: torch.cat([run[name] for run in runs]).float() for name in runs[0]}
+    fractions = {name: found.mean().item() for name, found in right.items() if len(found)}
     return {
         "vae_psnr_db": round(vae_psnr(model), 2),
         **{name: round(value, 4) for name, value in fractions.items()},
