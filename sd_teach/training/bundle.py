@@ -65,8 +65,10 @@ One pair in ten of subject and background, subject and colour, subject and style
 pictures in `assets/emoji/kept`.
 
 The lengths of the second and third sittings, and some of their learning rates and moving averages, were changed while
-they ran, to fit the time there was: no single command repeats them. In the third the text encoder began anew, on the
-dictionary's word vectors, and learned what words of the dictionary mean (`text.Words`) in its last 1,600 steps only.
+they ran, to fit the time there was: no single command repeats them. In the third the text encoder began anew on
+the dictionary's word vectors: 3,300 steps, 1,600 more with what the dictionary's words mean (`text.Words`), and then
+the 5,000 of the table, where naming words had a head of its own. Of the third UNet's pictures of two things, two in
+three were left out from step 9,562 on, for the sake of the others.
 
 | sitting | run | steps | pictures a step |
 | --- | --- | --- | --- |
