@@ -36,7 +36,7 @@ WHOLE, SMALL, LEFT, RIGHT, TWO, PAIR = range(len(LAYOUTS))
 SIZE = 128  # pixels of the pictures, unless other ones are asked for
 
 # how much of the training each part of the language gets
-KINDS = {"plain": 0.28, "style": 0.18, "tint": 0.14, "layout": 0.12, "pair": 0.20, "mixed": 0.08}
+KINDS = {"plain": 0.30, "style": 0.32, "tint": 0.12, "layout": 0.12, "pair": 0.04, "mixed": 0.10}
 BAD_SHARE = 0.04
 
 FRAMES = {

@@ -85,7 +85,7 @@ class Pool:
         chosen = torch.randint(len(self.scenes), (batch,), generator=generator)
         rng = random.Random(int(chosen.sum()))
         captions = [
-            "" if rng.random() < EMPTY else scenes.caption(scene, rng, near)[0]
+            "" if rng.random() < EMPTY else scenes.caption(scene, rng, near, 1 / 3)[0]
             for scene in self.scenes[chosen].tolist()
         ]
         return self.latents[chosen].float(), captions
