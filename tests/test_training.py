@@ -577,6 +577,16 @@ def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monk
     assert torch.equal(again.latents, pool.latents) and torch.equal(again.scenes, pool.scenes)
 
 
+def test_a_trained_run_is_put_together_with_its_own_scale_factor(painter, monkeypatch):
+    monkeypatch.setattr(scenes, "Painter", lambda size: painter)
+    monkeypatch.setattr(unet, "CHUNK", 64)
+    pool, weights = unet.Pool(loop.Run("r"), 64), UNetModel(unet.TINY).state_dict()
+    loop.Run("r").save(average=weights)
+    model = unet.trained("r")
+    assert model.config.scale_factor == pool.scale_factor
+    assert all(torch.equal(weights[name], w) for name, w in model.model.diffusion_model.state_dict().items())
+
+
 def test_the_model_card_says_what_was_measured(tmp_path):
     card = (bundle.ASSETS / "tiny" / "README.md").read_text()
     stored = bundle.json.loads((bundle.ASSETS / "tiny" / "metrics.json").read_text())

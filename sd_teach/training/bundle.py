@@ -57,20 +57,20 @@ Printed by `python -m sd_teach.training.metrics`; its `--help` says what each me
 {figures}
 
 ## How it was made
-On two CPU cores beside other work, in sittings: each went on from what the one before had bundled. The commands are
+On two CPU cores beside other work, in rounds: each went on from what the one before had bundled. The commands are
 `python -m sd_teach.training.scenes`, `.vae`, `.text`, `.unet`, `.bundle`; a run called vae_something went on with the
 decoder alone (`--decoder-of`), so that latents stayed as they were, and those called whole saw whole pictures.
 One pair in ten of subject and background, subject and colour, subject and style was never trained on
 (`assets/emoji/held_out.csv`), nor any word in the column `synonyms` of `captions.csv`; the autoencoder never saw the
 pictures in `assets/emoji/kept`.
 
-The lengths of the second and third sittings, and some of their learning rates and moving averages, were changed while
+The lengths of the second and third rounds, and some of their learning rates and moving averages, were changed while
 they ran, to fit the time there was: no single command repeats them. In the third the text encoder began anew on
 the dictionary's word vectors: 3,300 steps, 1,600 more with what the dictionary's words mean (`text.Words`), and then
 the 5,000 of the table, where naming words had a head of its own. Of the third UNet's pictures of two things, two in
 three were left out from step 9,562 on, for the sake of the others.
 
-| sitting | run | steps | pictures a step |
+| round | run | steps | pictures a step |
 | --- | --- | --- | --- |
 {runs}
 
@@ -149,7 +149,7 @@ def write_card(folder: Path) -> None:
         + ", ".join(f"{name} ({1 - figures[name]:.1%} of the pictures are not what was asked for)" for name in worst)
         + ".",
         figures="\n".join(f"| {name} | {value} |" for name, value in figures.items()),
-        runs="\n".join("| {sitting} | {run} | {steps:,} | {batch} |".format(**run) for run in runs),
+        runs="\n".join("| {round} | {run} | {steps:,} | {batch} |".format(**run) for run in runs),
         tried=TRIED,
         pictures=data.PICTURES,
         flat=drawings.FLAT,
@@ -161,15 +161,15 @@ def write_card(folder: Path) -> None:
 
 
 def add_runs(folder: Path, names: list[str]) -> None:
-    """Append the steps and batches of those of these runs that went on since, to runs.json, as one more sitting."""
+    """Append the steps and batches of those of these runs that went on since, to runs.json, as one more round."""
     file = folder / "runs.json"
     runs = json.loads(file.read_text()) if file.exists() else []
-    sitting = max((run["sitting"] for run in runs), default=0) + 1
+    number = max((run["round"] for run in runs), default=0) + 1
     for name in names:
         settings = Run(name).settings()
         new = {"run": name, "steps": settings["step"], "batch": settings["batch"]}
         if not any(run | new == run for run in runs):
-            runs.append(new | {"sitting": sitting})
+            runs.append(new | {"round": number})
     file.write_text(json.dumps(runs, indent=1) + "\n")
 
 
@@ -182,9 +182,8 @@ def main() -> None:
         "--vae", nargs="+", default=["vae"], metavar="RUN", help="runs of the VAE, the last is taken (default: vae)"
     )
     options = options.parse_args()
-    model = unet.assemble(unet.Pool(Run("unet"), 1).scale_factor)
+    model = unet.trained("unet")
     load_trained(model.first_stage_model, options.vae[-1], "first_stage_model.")
-    load_trained(model.model.diffusion_model, "unet", "model.diffusion_model.")
     save_model(model, options.folder)
     write_tokenizer(options.folder)
     model = StableDiffusion.from_pretrained(options.folder).model  # what others will load: rounded to float16
