@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import normal
 from parity.diffusers_twins import randomise
 from PIL import Image
@@ -18,7 +19,7 @@ from torch.testing import assert_close
 
 from sd_teach.checkpoint import load_model
 from sd_teach.training import bundle, data, drawings, loop, metrics, scenes, text, unet, vae
-from sd_teach.unet import UNetModel
+from sd_teach.unet import TimestepEmbedSequential, UNetModel
 from sd_teach.vae import AutoencoderKL
 
 COLOURS = list(data.COLOURS)
@@ -243,7 +244,7 @@ def painter(monkeypatch) -> scenes.Painter:
     cat, subjects = shown("cat"), len(data.subjects())
 
     def renderings(codes, size):
-        small = torch.nn.functional.interpolate(cat.float(), (size, size), mode="area").byte()
+        small = F.interpolate(cat.float(), (size, size), mode="area").byte()
         return small.expand(subjects, -1, -1, -1)[None].expand(4, -1, -1, -1, -1)
 
     monkeypatch.setattr(drawings, "renderings", renderings)
@@ -263,8 +264,8 @@ def painter(monkeypatch) -> scenes.Painter:
 def test_a_larger_picture_shows_the_same(painter, row):
     small, large = (scenes.Painter(size).paint(row, random.Random(3)) for size in (128, 256))
     assert large.shape == (3, 256, 256)
-    reduced = torch.nn.functional.interpolate(large[None], (32, 32), mode="area")
-    assert (reduced - torch.nn.functional.interpolate(small[None], (32, 32), mode="area")).abs().mean() < 0.08
+    reduced = F.interpolate(large[None], (32, 32), mode="area")
+    assert (reduced - F.interpolate(small[None], (32, 32), mode="area")).abs().mean() < 0.08
 
 
 @pytest.mark.parametrize("layout", range(scenes.PAIR))
@@ -403,6 +404,30 @@ def test_a_unet_follows_a_text_encoder_whose_states_are_others():
         followed = network(x, t, after)
     assert (other - answer).abs().max() > 0.1
     assert_close(followed, answer, rtol=0, atol=1e-4)
+
+
+def test_a_grown_unet_is_the_one_before_on_means_of_2_by_2_enlarged():
+    inner = randomise(UNetModel(unet.TINY))
+    outer = unet.grow(inner)
+    assert outer.config == unet.config_for(256) and unet.config_for(128) == unet.TINY
+    n = len(inner.output_blocks)
+    seen = {}
+    for name, layer in (
+        ("first", outer.input_blocks[0]),
+        ("into", outer.input_blocks[2]),
+        ("back", outer.output_blocks[n - 1][0]),
+        ("last", outer.output_blocks[n + 1]),
+    ):
+        layer.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+    x, t, context = normal(2, 4, 16, 16), torch.tensor([1, 999]), normal(2, 7, unet.TINY.context_dim)
+    with torch.no_grad():
+        outer(x, t, context)
+    assert_close(seen["into"], F.avg_pool2d(seen["first"], 2))
+    assert_close(seen["last"], F.interpolate(seen["back"], scale_factor=2))
+    inner.input_blocks[0] = TimestepEmbedSequential(nn.Identity())  # fed with what the grown one gives it
+    inner.out = nn.Identity()
+    with torch.no_grad():
+        assert_close(inner(seen["into"], t, context), seen["back"])
 
 
 def test_own_pictures_change_the_unet_alone_and_a_killed_run_resumes_exactly(monkeypatch, small_folder, own):

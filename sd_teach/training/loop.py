@@ -83,7 +83,7 @@ def start_from_bundled(module: nn.Module, part: str) -> bool:
     if not (ASSETS / "tiny" / "config.json").exists():
         return False
     state = load_model("tiny").state_dict()
-    _load(module, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}, "assets/tiny")
+    load_checked(module, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}, "assets/tiny")
     return True
 
 
@@ -94,12 +94,13 @@ def load_trained(module: nn.Module, run: str, part: str, inside: str = "") -> No
     """
     if state := Run(run).load():
         weights = {k.removeprefix(inside): v for k, v in state["average"].items() if k.startswith(inside)}
-        _load(module, weights, f"run {run!r}")
+        load_checked(module, weights, f"run {run!r}")
     else:
         start_from_bundled(module, part)
 
 
-def _load(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+def load_checked(module: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Give a module these weights. Raises ValueError, which names `where`, for those of another network."""
     check_names({k: v.shape for k, v in module.state_dict().items()}, {k: v.shape for k, v in weights.items()}, where)
     module.load_state_dict(weights)
 

@@ -8,6 +8,7 @@ and the noise has a small offset common to a channel, so that the schedule does 
 
 import argparse
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
+from sd_teach import ASSETS
 from sd_teach.attention import BasicTransformerBlock
 from sd_teach.checkpoint import load_model, save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
 from sd_teach.noise import q_sample
 from sd_teach.pipeline import cpu_has_bf16
 from sd_teach.training import data, metrics, scenes, text, vae
-from sd_teach.training.loop import Run, load_trained, parser, start_from_bundled, train
+from sd_teach.training.loop import Run, load_checked, load_trained, parser, train
 from sd_teach.unet import UNetConfig, UNetModel
 
 TINY = UNetConfig(
@@ -37,11 +39,51 @@ CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
 
 
+def config_for(size: int) -> UNetConfig:
+    """TINY, with an outer level more for each doubling of the 128 pixels, so that the others keep to maps they know."""
+    times = size // scenes.SIZE
+    return replace(
+        TINY,
+        channel_mult=(1,) * (times.bit_length() - 1) + TINY.channel_mult,
+        attention_resolutions=tuple(times * factor for factor in TINY.attention_resolutions),
+    )
+
+
+@torch.no_grad()
+def grow(inner: UNetModel) -> UNetModel:
+    """A UNet for maps twice as large: `inner`, one block a level, in a new outer level that starts by doing little.
+
+    It gives `inner` the means of 2 x 2 places and enlarges what comes back; details are for training to bring.
+    """
+    factors = tuple(2 * factor for factor in inner.config.attention_resolutions)
+    config = replace(inner.config, channel_mult=(1, *inner.config.channel_mult), attention_resolutions=factors)
+    outer, n = UNetModel(config), len(inner.output_blocks)
+    weights = outer.state_dict()
+    for name, weight in inner.state_dict().items():
+        part, number, *rest = name.split(".")
+        if part == "input_blocks" and number != "0":  # after the new level's block and its way down
+            name = ".".join((part, str(int(number) + 2), *rest))
+        weights[name].copy_(weight)
+    same = torch.eye(config.model_channels)
+    down, up = outer.input_blocks[2][0].op, outer.output_blocks[n - 1][1].conv
+    nn.init.zeros_(down.weight)[:, :, 1:, 1:] = same[..., None, None] / 4
+    nn.init.zeros_(up.weight)[:, :, 1, 1] = same
+    joins = [outer.output_blocks[i][0].skip_connection for i in (n, n + 1)]
+    for layer in joins:
+        nn.init.zeros_(layer.weight)[:, : len(same), 0, 0] = same
+    for layer in (down, up, *joins):
+        nn.init.zeros_(layer.bias)
+    return outer
+
+
 def assemble(scale_factor: float, size: int = scenes.SIZE) -> LatentDiffusion:
-    """The miniature with the trained VAE and text encoder and a new UNet, frozen but for the UNet. size: pixels."""
+    """The miniature with the trained VAE and text encoder and a new UNet, frozen but for the UNet.
+
+    size: pixels, 128 or that doubled, once or more.
+    """
     # of 2, 3, 5 and 7.5 the scale at which most pictures have the style asked for; more makes edges harsher
     defaults = Defaults(image_size=size, guidance_scale=5.0)
-    config = ModelConfig(text.TINY, TINY, vae.TINY, scale_factor=scale_factor, defaults=defaults)
+    config = ModelConfig(text.TINY, config_for(size), vae.TINY, scale_factor=scale_factor, defaults=defaults)
     model = LatentDiffusion(config)
     load_trained(model.first_stage_model, "vae", "first_stage_model.")
     load_trained(model.cond_stage_model, "text", "cond_stage_model.", inside="text.")
@@ -176,7 +218,7 @@ def train_on(folder: Path, options: argparse.Namespace) -> Path:
 def main() -> None:
     options = parser(__doc__, run="unet", steps=20_000, batch=32, lr=8e-4)
     options.add_argument("--scenes", type=int, default=40_960, help="how many scenes to paint and encode in advance")
-    options.add_argument("--size", type=int, default=scenes.SIZE, help="pixels of the pictures, a multiple of 128")
+    options.add_argument("--size", type=int, default=scenes.SIZE, choices=(128, 256, 512), help="pixels a side")
     options.add_argument(
         "--average", type=float, default=0.9995, help="what a step leaves of the moving average: less for short runs"
     )
@@ -198,11 +240,16 @@ def main() -> None:
     pool = Pool(run, options.scenes, options.size)
     model = assemble(pool.scale_factor, options.size).to(options.device)
     unet = model.model.diffusion_model
-    if not options.fresh and not run.checkpoint.exists() and start_from_bundled(unet, "model.diffusion_model."):
+    if not options.fresh and not run.checkpoint.exists() and (ASSETS / "tiny" / "config.json").exists():
+        bundled = load_model("tiny").to(options.device)
         captions = [scenes.caption(scene, random.Random(i))[0] for i, scene in enumerate(pool.scenes[:2000].tolist())]
         # the first slots: captions are short, and what comes after them is padding
-        before, after = (m.get_learned_conditioning(captions)[:, :24].cpu() for m in (load_model("tiny"), model))
-        follow_text(unet, before, after)
+        before, after = (m.get_learned_conditioning(captions)[:, :24].cpu() for m in (bundled, model))
+        begun = bundled.model.diffusion_model
+        follow_text(begun, before, after)
+        while begun.config.downsampling < unet.config.downsampling:
+            begun = grow(begun)
+        load_checked(unet, begun.state_dict(), "assets/tiny")
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
     near = text.near_words()
 
