@@ -199,13 +199,9 @@ _TOLD_WHERE_USED = ("sampler", "dtype", "strength", "init_image", "mask", "paste
 
 def _settings(path: Path) -> dict[str, str]:
     """The options of the run that made a picture, as its text chunks tell them."""
-    from PIL import Image, UnidentifiedImageError
+    from sd_teach.images import read_image
 
-    try:
-        with Image.open(path) as picture:
-            told = picture.info
-    except (OSError, UnidentifiedImageError) as error:
-        raise ValueError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'not a picture'}") from None
+    told = read_image(path).info
     if missing := [key for key in _TOLD.values() if key not in told]:
         raise ValueError(f"{path} does not tell how it was made: {missing[0]} is not among its text chunks")
     used = {key: told[key] for key in _TOLD_WHERE_USED if key in told}

@@ -19,7 +19,6 @@ from sd_teach import ASSETS
 from sd_teach.diffusion import LatentDiffusion, ModelConfig
 from sd_teach.download import SD_V1_5, find_sd_v1_5, sha256_of
 from sd_teach.stored import (
-    FLOATS,
     Stored,
     check_dtypes,
     check_finite,
@@ -27,6 +26,7 @@ from sd_teach.stored import (
     find_tensors,
     one_line,
     read_tensors,
+    table_fault,
 )  # fmt: skip
 
 SUMS = "SHA256SUMS"
@@ -201,13 +201,8 @@ def check_sums(files: list[Path]) -> None:
 def _check_schedule(stored: dict[str, Stored], model: LatentDiffusion, path: Path) -> None:
     # the file's own tables are not used; where they are there, they must say what ours say
     for name, theirs in read_tensors({name: stored[name] for name in ("betas", "alphas_cumprod") if name in stored}):
-        ours, dtype = getattr(model.schedule, name), stored[name].dtype
-        if dtype not in FLOATS:
-            raise ValueError(f"{path}: its {name}, the noise schedule, are of {dtype}, not numbers like ours")
-        # another schedule differs by percents, a half-precision copy of ours by its rounding
-        rounding = max(1e-4, torch.finfo(FLOATS[dtype]).eps)
-        if theirs.shape != ours.shape or not torch.allclose(theirs.float(), ours, rtol=rounding, atol=1e-7):
-            raise ValueError(f"{path} was trained with another noise schedule: its {name} are not ours")
+        if fault := table_fault(stored[name], theirs, getattr(model.schedule, name)):
+            raise ValueError(f"{path} was trained with another noise schedule: its {name} are not ours: {fault}")
 
 
 def _read_config(path: Path) -> ModelConfig:

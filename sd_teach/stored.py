@@ -117,6 +117,19 @@ def one_line(error: object) -> str:
     return "".join(c if c.isprintable() else " " for c in str(error).strip().split("\n")[0])[:300]
 
 
+def table_fault(stored: Stored, table: Tensor, ours: Tensor) -> str | None:
+    """How a stored table differs from ours by more than its dtype explains, or None."""
+    if stored.shape != ours.shape or stored.dtype not in FLOATS:
+        return f"{list(stored.shape)} {stored.dtype} instead of {list(ours.shape)} floats"
+    table, ours = table.double(), ours.double()
+    # another schedule differs by percents, float32 arithmetic by 1e-5, rounding to float16 by half of its eps, 5e-4
+    far = ~torch.isclose(table, ours, rtol=max(1e-4, torch.finfo(FLOATS[stored.dtype]).eps), atol=1e-7)
+    if not far.any():
+        return None
+    step = int(far.nonzero()[0])
+    return f"{table[step]:.6g} instead of {ours[step]:.6g} at step {step}, {int(far.sum())} of {len(ours)} differ"
+
+
 def _pickled(file: Path) -> dict[str, Tensor]:
     """The tensors of a .ckpt file: its `state_dict`, or all of it where it has none."""
     state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sd_teach.checkpoint import EXTRA_NAMES, SUMS, check_sums, empty_model, find_model, model_digest
 from sd_teach.download import SD_V1_5
 from sd_teach.noise import NoiseSchedule
-from sd_teach.stored import FLOATS, Stored, read_tensors, stored_tensors
+from sd_teach.stored import FLOATS, Stored, read_tensors, stored_tensors, table_fault
 
 NETWORKS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model."}
 
@@ -79,7 +79,7 @@ def verify(name: str | Path) -> Report:
         problems += [("twice", name, f"again in {file.name}") for name in stored if name in found]
         tables = {name: stored[name] for name in stored if name in known}
         for name, table in read_tensors(tables):
-            if fault := _table_fault(tables[name], table, known[name]):
+            if fault := table_fault(tables[name], table, known[name]):
                 problems.append(("wrong schedule", name, fault))
         found |= stored
     problems += _differences(expected, found)
@@ -123,19 +123,6 @@ def schedule_tables(schedule: NoiseSchedule) -> dict[str, Tensor]:
         "posterior_mean_coef1": betas * prev.sqrt() / (1 - bar),
         "posterior_mean_coef2": (1 - prev) * (1 - betas).sqrt() / (1 - bar),
     }
-
-
-def _table_fault(stored: Stored, table: Tensor, ours: Tensor) -> str | None:
-    """How a stored table differs from ours by more than its dtype explains, or None."""
-    if stored.shape != ours.shape or stored.dtype not in FLOATS:
-        return f"{list(stored.shape)} {stored.dtype} instead of {list(ours.shape)} floats"
-    table = table.double()
-    # another schedule differs by percents, float32 arithmetic by 1e-5, rounding to float16 by half of its eps, 5e-4
-    far = ~torch.isclose(table, ours, rtol=max(1e-4, torch.finfo(FLOATS[stored.dtype]).eps), atol=1e-7)
-    if not far.any():
-        return None
-    step = int(far.nonzero()[0])
-    return f"{table[step]:.6g} instead of {ours[step]:.6g} at step {step}, {int(far.sum())} of {len(ours)} differ"
 
 
 def _differences(expected: dict[str, list[int]], found: dict[str, Stored]) -> list[tuple[str, str, str]]:

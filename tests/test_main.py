@@ -209,7 +209,7 @@ def test_from_png_refuses_what_does_not_tell_how_it_was_made(cli):
     Path("text.png").write_text("no picture")
     for name, told in (
         ("plain.png", "does not tell how it was made"),
-        ("text.png", "not a picture"),
+        ("text.png", "cannot read text.png as a picture"),
         ("missing.png", "No such file"),
     ):
         code, out, error = cli("--from-png", name)
