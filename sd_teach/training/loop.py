@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from sd_teach import ASSETS
 from sd_teach.checkpoint import check_names, load_model
+from sd_teach.diffusion import LatentDiffusion
 from sd_teach.pipeline import cpu_has_bf16, fastest_device
 
 
@@ -75,16 +76,19 @@ class Run:
         return {name: state.get(name, 0) for name in ("step", "batch")}
 
 
-def start_from_bundled(module: nn.Module, part: str) -> bool:
-    """Give a module the weights of its part of assets/tiny ("first_stage_model." and so on); False if there are none.
+def bundled_model() -> LatentDiffusion | None:
+    """The model in assets/tiny, or None where there is none. Raises ValueError where it is damaged."""
+    return load_model("tiny") if (ASSETS / "tiny" / "config.json").exists() else None
+
+
+def start_from_bundled(module: nn.Module, part: str) -> None:
+    """Give a module the weights of its part of assets/tiny ("first_stage_model." and so on), if there are any.
 
     Raises ValueError where assets/tiny is damaged or holds a network of another shape.
     """
-    if not (ASSETS / "tiny" / "config.json").exists():
-        return False
-    state = load_model("tiny").state_dict()
-    load_checked(module, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}, "assets/tiny")
-    return True
+    if bundled := bundled_model():
+        state = bundled.state_dict()
+        load_checked(module, {k.removeprefix(part): v for k, v in state.items() if k.startswith(part)}, "assets/tiny")
 
 
 def load_trained(module: nn.Module, run: str, part: str, inside: str = "") -> None:

@@ -16,14 +16,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from sd_teach import ASSETS
 from sd_teach.attention import BasicTransformerBlock
 from sd_teach.checkpoint import load_model, save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
 from sd_teach.noise import q_sample
 from sd_teach.pipeline import cpu_has_bf16
 from sd_teach.training import data, metrics, scenes, text, vae
-from sd_teach.training.loop import Run, load_checked, load_trained, parser, train
+from sd_teach.training.loop import Run, bundled_model, load_checked, load_trained, parser, train
 from sd_teach.unet import UNetConfig, UNetModel
 
 TINY = UNetConfig(
@@ -39,14 +38,15 @@ CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
 
 
+def with_outer_level(config: UNetConfig) -> UNetConfig:
+    """For maps twice as large: a finer level more, so that the others keep to maps they know."""
+    factors = tuple(2 * factor for factor in config.attention_resolutions)
+    return replace(config, channel_mult=(1, *config.channel_mult), attention_resolutions=factors)
+
+
 def config_for(size: int) -> UNetConfig:
-    """TINY, with an outer level more for each doubling of the 128 pixels, so that the others keep to maps they know."""
-    times = size // scenes.SIZE
-    return replace(
-        TINY,
-        channel_mult=(1,) * (times.bit_length() - 1) + TINY.channel_mult,
-        attention_resolutions=tuple(times * factor for factor in TINY.attention_resolutions),
-    )
+    """TINY, with an outer level more for each doubling of the 128 pixels."""
+    return TINY if size == scenes.SIZE else with_outer_level(config_for(size // 2))
 
 
 @torch.no_grad()
@@ -55,16 +55,14 @@ def grow(inner: UNetModel) -> UNetModel:
 
     It gives `inner` the means of 2 x 2 places and enlarges what comes back; details are for training to bring.
     """
-    factors = tuple(2 * factor for factor in inner.config.attention_resolutions)
-    config = replace(inner.config, channel_mult=(1, *inner.config.channel_mult), attention_resolutions=factors)
-    outer, n = UNetModel(config), len(inner.output_blocks)
+    outer, n = UNetModel(with_outer_level(inner.config)), len(inner.output_blocks)
     weights = outer.state_dict()
     for name, weight in inner.state_dict().items():
         part, number, *rest = name.split(".")
         if part == "input_blocks" and number != "0":  # after the new level's block and its way down
             name = ".".join((part, str(int(number) + 2), *rest))
         weights[name].copy_(weight)
-    same = torch.eye(config.model_channels)
+    same = torch.eye(inner.config.model_channels)
     down, up = outer.input_blocks[2][0].op, outer.output_blocks[n - 1][1].conv
     nn.init.zeros_(down.weight)[:, :, 1:, 1:] = same[..., None, None] / 4
     nn.init.zeros_(up.weight)[:, :, 1, 1] = same
@@ -240,8 +238,8 @@ def main() -> None:
     pool = Pool(run, options.scenes, options.size)
     model = assemble(pool.scale_factor, options.size).to(options.device)
     unet = model.model.diffusion_model
-    if not options.fresh and not run.checkpoint.exists() and (ASSETS / "tiny" / "config.json").exists():
-        bundled = load_model("tiny").to(options.device)
+    if not options.fresh and not run.checkpoint.exists() and (bundled := bundled_model()):
+        bundled.to(options.device)
         captions = [scenes.caption(scene, random.Random(i))[0] for i, scene in enumerate(pool.scenes[:2000].tolist())]
         # the first slots: captions are short, and what comes after them is padding
         before, after = (m.get_learned_conditioning(captions)[:, :24].cpu() for m in (bundled, model))
