@@ -20,12 +20,14 @@ examples:
   python -m sd_teach "a cat"
   python -m sd_teach "a pizza on a blue background" --seed 7 --n 3 --out pizza.png
   python -m sd_teach "a rocket" --negative "a blue background" --scale 5 --steps 50
+  python -m sd_teach "a castle at night" --model tiny-256
   python -m sd_teach --from-png pizza.png --seed 8
   python -m sd_teach "a fox" --init-image photo.jpg --strength 0.6
   python -m sd_teach "a fox" --init-image photo.jpg --mask white_where_to_draw.png --paste-back
 """
 
 
+MODELS = "tiny, tiny-256, sd-v1-5, a model folder, or a .safetensors or .ckpt file"
 SAMPLERS = ("ddim", "euler", "dpm-solver++")  # as in samplers.py, which would take seconds to import
 
 
@@ -69,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--paste-back", action="store_true", default=None, help="keep the picture's own pixels where the mask is black"
     )
-    parser.add_argument(
-        "--model", default="tiny", help="tiny, sd-v1-5, a model folder, or a .safetensors or .ckpt file (default: tiny)"
-    )
+    parser.add_argument("--model", default="tiny", help=f"{MODELS} (default: tiny)")
     parser.add_argument("--device", help="cpu, cuda or mps (default: the fastest present)")
     parser.add_argument(
         "--dtype",
@@ -220,7 +220,7 @@ def _download(arguments: list[str]) -> int:
 
 def _verify(arguments: list[str]) -> int:
     parser = _Parser(prog="sd-teach verify", description="Compare names, shapes, schedule and sha256 with the model's.")
-    parser.add_argument("model", help="tiny, a model folder, or a .safetensors or .ckpt file")
+    parser.add_argument("model", help=MODELS)
     options = parser.parse_args(arguments)
     from sd_teach.verify import verify
 
@@ -233,9 +233,7 @@ def _export(arguments: list[str]) -> int:
     parser = _Parser(prog="sd-teach export", description="Write a model for another library.")
     parser.add_argument("folder", type=Path, help="where to; a diffusers folder that is there is replaced")
     parser.add_argument("--to", choices=["diffusers"], required=True, help="the library")
-    parser.add_argument(
-        "--model", default="tiny", help="tiny, sd-v1-5, a model folder, or a .safetensors or .ckpt file (default: tiny)"
-    )
+    parser.add_argument("--model", default="tiny", help=f"{MODELS} (default: tiny)")
     options = parser.parse_args(arguments)
     from sd_teach.checkpoint import load_model
     from sd_teach.exchange import export_diffusers

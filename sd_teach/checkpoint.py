@@ -1,13 +1,16 @@
 """Weights on disk: the real checkpoint (one safetensors file) and the bundled miniature (a folder of shards).
 
-Both hold the same names. Loading is strict: a name that is missing, unexpected or of the wrong shape is an error that
-names it; weights that load quietly only in part make pictures that are quietly wrong.
+Both hold the same names. A second miniature, tiny-256, is the first with one level more around its UNet, for pictures
+twice as large: its folder holds what is its own, the rest is read from tiny's. Loading is strict: a name that is
+missing, unexpected or of the wrong shape is an error that names it; weights that load quietly only in part make
+pictures that are quietly wrong.
 """
 
 import json
 import math
+import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
@@ -59,7 +62,8 @@ def load_model(
 ) -> LatentDiffusion:
     """Load a model, frozen and on the CPU. Weights that need no change stay in their file, mapped into memory.
 
-    name: "tiny", "sd-v1-5", a folder written by save_model, or a .safetensors or .ckpt file of Stable Diffusion v1.5.
+    name: "tiny", "tiny-256", "sd-v1-5", a folder written by save_model, or a .safetensors or .ckpt file of Stable
+        Diffusion v1.5.
     dtype: of the UNet and the text encoder; the VAE is float32 always.
     prepare: called with one part of the networks after the other, as soon as it has its weights. What is replaced
         there is let go at once, so that memory never holds the model twice.
@@ -67,9 +71,10 @@ def load_model(
     Raises ValueError, naming the file and what is wrong with it, for anything that is not exactly such a model.
     """
     path, config, files = find_model(name)
-    stored = find_tensors(files)
-    if path.is_dir():
-        check_sums(files)
+    inner = _inner_files(path)
+    stored = inner_tensors(path) | find_tensors(files)
+    for each in filter(None, (files, inner)) if path.is_dir() else ():
+        check_sums(each)
     model = empty_model(config, path / "config.json")
     _check_schedule(stored, model, path)
     weights = {key: value for key, value in stored.items() if key not in EXTRA_NAMES}
@@ -117,32 +122,38 @@ def model_digest(name: str | Path = "tiny") -> str:
     path = model_path(name)
     if name == "sd-v1-5":
         return SD_V1_5.sha256  # model_path has verified it
-    return sha256_of(*(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]))
+    return sha256_of(*(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]), *_inner_files(path))
 
 
 def model_path(name: str | Path) -> Path:
-    """Where a model is: "tiny" is bundled, "sd-v1-5" in the download cache, anything else a path.
+    """Where a model is: "tiny" and "tiny-256" are bundled, "sd-v1-5" in the download cache, anything else a path.
 
     Raises ValueError where there is nothing.
     """
-    if name == "tiny":
-        return ASSETS / "tiny"
+    if name in ("tiny", "tiny-256"):
+        return ASSETS / name
     if name == "sd-v1-5":
         path = find_sd_v1_5()
         if path is None:
             raise ValueError("the real weights are not here yet: python -m sd_teach download sd-v1-5 fetches them")
         return path
     if not Path(name).exists():
-        raise ValueError(f'no model at "{name}": give tiny, sd-v1-5, a model folder, or a .safetensors or .ckpt file')
+        raise ValueError(
+            f'no model at "{name}": give tiny, tiny-256, sd-v1-5, a model folder, or a .safetensors or .ckpt file'
+        )
     return Path(name)
 
 
-def save_model(model: LatentDiffusion, folder: Path) -> None:
-    """Write config.json and the weights in float16, in shards of 16 MB or less, with their SHA256SUMS."""
+def save_model(model: LatentDiffusion, folder: Path, names: Collection[str] | None = None) -> None:
+    """Write config.json and the weights in float16, in shards of 16 MB or less, with their SHA256SUMS.
+
+    names: of the weights to write; all of them unless told.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
-    state = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    state = {name: state[name].half().contiguous() for name in (state if names is None else names)}
     save_torch_state_dict(state, folder, max_shard_size="16MB")
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
     files = sorted(folder.glob("model*.safetensors"))
@@ -182,6 +193,23 @@ def find_model(name: str | Path) -> tuple[Path, ModelConfig, list[Path]]:
     if path.suffix not in (".safetensors", ".ckpt"):
         raise ValueError(f"{path} is neither a model folder nor a .safetensors or .ckpt file")
     return path, ModelConfig(), [path]
+
+
+def name_around(name: str) -> str:
+    """What a weight of a UNet with one block a level is called in a UNet that has one level more around it.
+
+    The new level's block and its way down come first, so the input blocks after the first count on from there.
+    """
+    return re.sub(r"(?<=input_blocks\.)[1-9]\d*", lambda number: str(int(number[0]) + 2), name)
+
+
+def inner_tensors(path: Path) -> dict[str, Stored]:
+    """What tiny-256 shares with tiny, under its own names; nothing for any other model. Its own files go before it."""
+    return {name_around(name): tensor for name, tensor in find_tensors(_inner_files(path)).items()}
+
+
+def _inner_files(path: Path) -> list[Path]:
+    return find_shards(ASSETS / "tiny") if path == ASSETS / "tiny-256" else []
 
 
 def check_sums(files: list[Path]) -> None:

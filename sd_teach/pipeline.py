@@ -46,7 +46,7 @@ class StableDiffusion:
     def from_pretrained(
         cls, name: str | Path = "tiny", device: str | None = None, dtype: torch.dtype | None = None
     ) -> "StableDiffusion":
-        """Load "tiny", "sd-v1-5" (once downloaded), a .safetensors or .ckpt file of Stable Diffusion v1.5, or a folder.
+        """Load "tiny", "tiny-256", "sd-v1-5" (once downloaded), a .safetensors or .ckpt file of it, or a folder.
 
         A folder may be save_model's or diffusers'.
         device: "cpu", "cuda" or "mps"; the fastest present if None.

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd_teach.checkpoint import EXTRA_NAMES, SUMS, check_sums, empty_model, find_model, model_digest
+from sd_teach.checkpoint import EXTRA_NAMES, SUMS, check_sums, empty_model, find_model, inner_tensors, model_digest
 from sd_teach.download import SD_V1_5
 from sd_teach.noise import NoiseSchedule
 from sd_teach.stored import FLOATS, Stored, read_tensors, stored_tensors, table_fault
@@ -82,6 +82,7 @@ def verify(name: str | Path) -> Report:
             if fault := table_fault(tables[name], table, known[name]):
                 problems.append(("wrong schedule", name, fault))
         found |= stored
+    found = inner_tensors(path) | found
     problems += _differences(expected, found)
 
     networks = {}

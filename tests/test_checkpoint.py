@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sd_teach import checkpoint
+from sd_teach import ASSETS, checkpoint
 from sd_teach.checkpoint import EXTRA_NAMES, SUMS, check_names, load_model, model_digest, save_model
 from sd_teach.diffusion import LatentDiffusion, ModelConfig
 from sd_teach.download import SD_V1_5
@@ -429,6 +430,37 @@ def test_a_single_file_is_not_measured_by_sums_of_other_files(folder, sd, monkey
     monkeypatch.setattr(checkpoint, "ModelConfig", lambda: sd.model.config)
     (folder / SUMS).write_text(f"{'0' * 64}  debian.iso\n")
     assert_same_weights(load_model(folder / WEIGHTS), sd.model)
+
+
+def test_tiny_256_is_tiny_with_what_is_its_own():
+    large, small = load_model("tiny-256").state_dict(), load_model("tiny").state_dict()
+    own = load_file(ASSETS / "tiny-256" / WEIGHTS)
+    assert all(torch.equal(large[name], weight.float()) for name, weight in own.items())
+    unet = "model.diffusion_model."
+    for here, there in (("input_blocks.3", "input_blocks.1"), ("input_blocks.6", "input_blocks.4")):
+        assert torch.equal(large[f"{unet}{here}.0.out_layers.3.weight"], small[f"{unet}{there}.0.out_layers.3.weight"])
+    inner = {name: weight for name, weight in large.items() if name not in own}
+    assert len(inner) > 300
+    for name, weight in inner.items():
+        first = re.sub(r"input_blocks\.(\d+)", lambda number: f"input_blocks.{int(number[1]) - 2}", name)
+        assert torch.equal(weight, small[first])
+
+
+def test_the_digest_of_tiny_256_covers_the_files_of_tiny():
+    files = [ASSETS / "tiny-256" / WEIGHTS, *sorted((ASSETS / "tiny").glob("model-*.safetensors"))]
+    assert model_digest("tiny-256") == sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    assert verify("tiny-256").ok
+
+
+@pytest.mark.parametrize("damaged", ["tiny", "tiny-256"])
+def test_tiny_256_is_refused_where_a_file_of_either_is_damaged(tmp_path, monkeypatch, damaged):
+    for name in ("tiny", "tiny-256"):
+        shutil.copytree(ASSETS / name, tmp_path / name)
+    monkeypatch.setattr(checkpoint, "ASSETS", tmp_path)
+    file = sorted((tmp_path / damaged).glob("model*.safetensors"))[0]
+    flip_last_bit(file)
+    with pytest.raises(ValueError, match=f"{file} is damaged"):
+        load_model("tiny-256")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere/model.safetensors", "sd-v9"])

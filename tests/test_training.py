@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from conftest import normal
 from parity.diffusers_twins import randomise
 from PIL import Image
+from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
 from sd_teach.checkpoint import load_model
-from sd_teach.training import bundle, data, drawings, loop, metrics, scenes, text, unet, vae
+from sd_teach.text_encoder import FrozenCLIPEmbedder
+from sd_teach.training import bundle, data, drawings, loop, metrics, scenes, text, unet, vae, words
 from sd_teach.unet import TimestepEmbedSequential, UNetModel
 from sd_teach.vae import AutoencoderKL
 
@@ -430,6 +432,47 @@ def test_a_grown_unet_is_the_one_before_on_means_of_2_by_2_enlarged():
         assert_close(inner(seen["into"], t, context), seen["back"])
 
 
+def test_a_grown_unet_keeps_the_convolutions_and_the_attention_of_the_one_before():
+    inner = randomise(UNetModel(unet.TINY))
+    outer = unet.grow(inner)
+    own, weights, inside = set(unet.own_weights(outer, inner)), outer.state_dict(), inner.state_dict()
+    shared = {name: weight for name, weight in weights.items() if name not in own}
+    assert sum(weight.numel() for weight in shared.values()) > 0.9 * sum(w.numel() for w in inside.values())
+    assert {name.split(".")[0] for name in shared} == {"input_blocks", "middle_block", "output_blocks"}
+    values = {(weight.shape, weight.sum().item()) for weight in inside.values()}
+    assert all((weight.shape, weight.sum().item()) in values for weight in shared.values())
+    new = [name for name in weights if name.startswith(("input_blocks.1.", "input_blocks.2.", "output_blocks.7."))]
+    assert len(new) > 20 and own.issuperset(new)
+
+
+def large_run(monkeypatch, tmp_path, change: float) -> dict[str, torch.Tensor]:
+    """What bundle_large writes of a run whose own weights have changed by 1, and its shared ones by `change`."""
+    inner = load_model("tiny").model.diffusion_model
+    network = unet.grow(inner)
+    own = unet.own_weights(network, inner)
+    weights = {name: weight + (1 if name in own else change) for name, weight in network.state_dict().items()}
+    network.load_state_dict(weights)
+    model = unet.assemble(0.5, 256)
+    model.model.diffusion_model = network
+    monkeypatch.setattr(unet, "trained", lambda run, size: model)
+    monkeypatch.setattr(bundle, "ASSETS", tmp_path)
+    bundle.bundle_large("large")
+    written = load_file(tmp_path / "tiny-256" / "model.safetensors")
+    assert written.keys() == {f"model.diffusion_model.{name}" for name in own}
+    return {name: weights[name.removeprefix("model.diffusion_model.")] - weight for name, weight in written.items()}
+
+
+def test_of_a_larger_model_only_its_own_weights_are_bundled(monkeypatch, tmp_path):
+    differences = large_run(monkeypatch, tmp_path, 0.0)
+    assert max(difference.abs().max() for difference in differences.values()) < 2**-9  # float16, of numbers below 4
+
+
+def test_a_larger_model_around_another_unet_is_not_bundled(monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match=r"run 'large' grew around another UNet"):
+        large_run(monkeypatch, tmp_path, 0.1)
+    assert not (tmp_path / "tiny-256").exists()
+
+
 def test_own_pictures_change_the_unet_alone_and_a_killed_run_resumes_exactly(monkeypatch, small_folder, own):
     whole = fine_tuned(monkeypatch, small_folder, own, "whole", 4)
     before = load_model(small_folder).state_dict()
@@ -458,6 +501,89 @@ def test_the_command_refuses_a_bad_folder_with_exit_code_2(monkeypatch, small_fo
         unet.main()
     assert stopped.value.code == 2
     assert "metadata.jsonl: not there" in capsys.readouterr().err
+
+
+# --- a dictionary's words ---
+
+
+@pytest.fixture
+def encoder() -> FrozenCLIPEmbedder:
+    """The bundled text encoder."""
+    return load_model("tiny").cond_stage_model
+
+
+def subject(name: str) -> data.Subject:
+    return next(s for s in data.subjects() if s.name == name)
+
+
+def test_two_captions_of_a_scene_differ_in_the_noun_alone():
+    cat = subject("cat").index
+    seen = set()
+    for seed, scene in enumerate(scenes.draw(400, torch.Generator().manual_seed(0)).tolist()):
+        scene[scenes.SUBJECT] = cat
+        one, other = words.said_with(scene, ("lynx", "cat"), seed)
+        assert one == other.replace("cats", "lynxes").replace("cat", "lynx")
+        seen.add(one)
+    assert len(seen) > 200
+
+
+def test_states_are_compared_from_the_last_token_of_the_noun(encoder):
+    captions = ("a tabby kitten on a red background", "a cat on a red background"), ("an ox", "a cat")
+    ids, others = (encoder.tokenize(list(side)) for side in zip(*captions, strict=True))
+    row, slot, other = words.after_noun(ids, others)
+    for i, (one, _) in enumerate(captions):
+        ours, theirs = slot[row == i].tolist(), other[row == i].tolist()
+        assert encoder.tokenizer.decode([ids[i, ours[0]]]).strip() == one.split(" on")[0].split()[-1]
+        assert encoder.tokenizer.decode([others[i, theirs[0]]]).strip() == "cat"
+        assert torch.equal(ids[i, ours[1:]], others[i, theirs[1:]])
+        assert ours == list(range(ours[0], ours[0] + len(ours)))
+        ends = (ids[i] == 49407).int().argmax().item()
+        assert ours[-1] == ends + words.SLOTS - 1
+
+
+def test_a_word_of_one_token_takes_the_row_of_its_subject_and_no_caption_changes(encoder):
+    table = encoder.transformer["text_model"].embeddings.token_embedding.weight
+    told = {"automobile": subject("car").index, "dog": subject("cat").index, "tuk": subject("palm tree").index}
+    captions = ["a cat on a red background", "two dogs"]
+    ids, known = words.whole_words(encoder.tokenizer), words.heard(encoder.tokenizer, captions)
+    before, states = table.clone(), encoder(captions)
+    taken = words.take_rows(table, encoder.tokenizer, told, known)
+    assert taken.nonzero().flatten().tolist() == [ids["automobile"]]  # "dog" is known, no palm tree is one token
+    assert torch.equal(table[ids["automobile"]], before[ids["car"]])
+    assert torch.equal(encoder(captions), states)
+    assert torch.equal(encoder(["a automobile at night"]), encoder(["a car at night"]))
+
+
+def test_what_captions_say_is_heard_names_and_plurals_too(encoder):
+    known, ids = words.heard(encoder.tokenizer, ["a masterpiece"]), words.whole_words(encoder.tokenizer)
+    assert all(known[ids[word]] for word in ("masterpiece", "cat", "cats", "mice"))
+    assert not any(known[ids[word]] for word in ("kitten", "automobile", "philosophy"))
+
+
+def test_the_lesson_teaches_words_and_leaves_captions_rows_alone(encoder, monkeypatch):
+    told = {"mallard": subject("duck").index, "tyrannosaurus": subject("dinosaur").index}
+    monkeypatch.setattr(words, "nouns", lambda tokenizer: told | {"automobile": subject("car").index})
+    monkeypatch.setattr("sys.argv", "words --steps 20 --batch 8 --lr 0.03 --device cpu --precision fp32".split())
+    words.main()
+    taught = FrozenCLIPEmbedder(text.TINY)
+    words.load_text_encoder(taught)
+    duck = encoder(["a duck"])[0, -1]
+    before, after = ((m(["a mallard"])[0, -1] - duck).square().mean() for m in (encoder, taught))
+    assert after < 0.5 * before
+    before, after = (m.transformer["text_model"].embeddings.token_embedding.weight for m in (encoder, taught))
+    ids, tokens = words.whole_words(encoder.tokenizer), encoder.tokenizer("mallard")["input_ids"][1:-1]
+    known = words.heard(encoder.tokenizer, [])
+    assert torch.equal(after[known], before[known])
+    assert torch.equal(after[ids["automobile"]], before[ids["car"]])
+    assert not any(torch.equal(after[token], before[token]) for token in tokens if not known[token])
+
+
+def test_without_a_lesson_the_contrastive_training_counts(encoder):
+    trained = {f"text.{name}": weight + 1 for name, weight in encoder.state_dict().items()}
+    loop.Run("text").save(average=trained)
+    found = FrozenCLIPEmbedder(text.TINY)
+    words.load_text_encoder(found)
+    assert all(torch.equal(weight, trained[f"text.{name}"]) for name, weight in found.state_dict().items())
 
 
 # --- the loop ---
@@ -506,6 +632,20 @@ def test_a_run_that_was_broken_off_resumes_exactly():
     for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     assert loop.Run("parts").settings() == {"step": 8, "batch": 4}
+
+
+def test_some_parameters_may_learn_ten_times_as_fast_and_none_need_decay():
+    slow, fast, idle = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    model = nn.ParameterList([slow, fast, idle])
+
+    def loss_at(generator):
+        return (slow + fast).sum() + 0 * idle.sum()
+
+    loop.train(loop.Run("r"), model, loss_at, lambda *_: {}, options(1), weight_decay=0.0, fast=[fast])
+    rate = loop.learning_rate(0, 1, 1e-2)  # Adam's first step is as long as the rate
+    assert_close(1 - slow, torch.full((2,), rate), rtol=1e-3, atol=0)
+    assert_close(1 - fast, torch.full((2,), 10 * rate), rtol=1e-3, atol=0)
+    assert torch.equal(idle, torch.ones(2))
 
 
 def test_the_learning_rate_warms_up_stays_and_falls_to_a_twentieth():

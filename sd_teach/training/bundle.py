@@ -1,6 +1,7 @@
 """Put the trained parts together into `assets/tiny`: `python -m sd_teach.training.bundle`.
 
-Writes the weights, config.json, CLIP's tokenizer, the figures of `sd_teach.training.metrics` and the model card.
+Writes the weights, config.json, CLIP's tokenizer, the figures of `sd_teach.training.metrics` and the model card. With
+`--large RUN`, of `sd_teach.training.unet --size 256`, only `assets/tiny-256`: what that model does not share with tiny.
 """
 
 import argparse
@@ -8,8 +9,10 @@ import gzip
 import json
 from pathlib import Path
 
+import torch
+
 from sd_teach import ASSETS
-from sd_teach.checkpoint import save_model
+from sd_teach.checkpoint import load_model, name_around, save_model
 from sd_teach.pipeline import StableDiffusion
 from sd_teach.training import data, dictionary, drawings, metrics, scenes, text, unet
 from sd_teach.training.loop import Run, load_trained
@@ -186,6 +189,20 @@ def add_runs(folder: Path, names: list[str]) -> None:
     file.write_text(json.dumps(runs, indent=1) + "\n")
 
 
+def bundle_large(run: str) -> None:
+    """Write assets/tiny-256 from a run. Raises ValueError for one that grew around another UNet than assets/tiny's."""
+    model, inner = unet.trained(run, 2 * scenes.SIZE), load_model("tiny").model.diffusion_model
+    network = model.model.diffusion_model
+    own, weights = unet.own_weights(network, inner), network.state_dict()
+    for name, weight in inner.state_dict().items():
+        name = name_around(name)
+        if name not in own and not torch.equal(weights[name].half(), weight.half()):
+            raise ValueError(
+                f"run {run!r} grew around another UNet than that of assets/tiny: its {name} is not the same"
+            )
+    save_model(model, ASSETS / "tiny-256", [f"model.diffusion_model.{name}" for name in own])
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--folder", type=Path, default=ASSETS / "tiny", help="where to (default: assets/tiny)")
@@ -194,7 +211,10 @@ def main() -> None:
     options.add_argument(
         "--vae", nargs="+", default=["vae"], metavar="RUN", help="runs of the VAE, the last is taken (default: vae)"
     )
+    options.add_argument("--large", metavar="RUN", help="a run on pictures of 256 x 256: write assets/tiny-256 alone")
     options = options.parse_args()
+    if options.large:
+        return bundle_large(options.large)
     model = unet.trained("unet")
     load_trained(model.first_stage_model, options.vae[-1], "first_stage_model.")
     save_model(model, options.folder)
@@ -202,7 +222,7 @@ def main() -> None:
     model = StableDiffusion.from_pretrained(options.folder).model  # what others will load: rounded to float16
     figures = metrics.measure(model, options.prompts, options.seeds)
     (options.folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
-    add_runs(options.folder, [*options.vae, "text", "unet"])
+    add_runs(options.folder, [*options.vae, "text", "words", "unet"])
     write_card(options.folder)
     print(json.dumps(figures, indent=1))
 

@@ -1,7 +1,6 @@
 """Draw the README's pictures into `assets/figures` with the bundled model: `python -m sd_teach.training.figures`.
 
-With --own FOLDER, the model that came out of fine-tuning on `assets/catflower`, only the picture of before and after;
-with --large RUN, a run of `sd_teach.training.unet --size 256`, only that of the two sizes.
+With --own FOLDER, the model that came out of fine-tuning on `assets/catflower`, only the picture of before and after.
 """
 
 import argparse
@@ -16,7 +15,7 @@ from PIL import Image
 
 from sd_teach import ASSETS, plots
 from sd_teach.pipeline import StableDiffusion, to_images
-from sd_teach.training import data, drawings, scenes, unet
+from sd_teach.training import data, drawings, scenes
 
 HERO = (
     "a cat",
@@ -149,9 +148,9 @@ def before_and_after(own: Path) -> Figure:
     return plots.image_grid([image for row in rows.values() for image in row], columns=4, side=1.0)
 
 
-def sizes(sd: StableDiffusion, run: str) -> Figure:
-    """Above, pictures of the bundled model, enlarged; below, the same prompts by a run on pictures twice as large."""
-    large = StableDiffusion(unet.trained(run, 2 * sd.model.config.defaults.image_size))
+def sizes(sd: StableDiffusion) -> Figure:
+    """Above, pictures of the bundled model, enlarged; below, the same prompts by the model for larger ones."""
+    large = StableDiffusion.from_pretrained("tiny-256")
     images = [model.text_to_image(prompt, seed=SEED).images[0] for model in (sd, large) for prompt in HERO[:6]]
     return plots.image_grid(images, columns=6, side=1.9)
 
@@ -159,23 +158,21 @@ def sizes(sd: StableDiffusion, run: str) -> Figure:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--own", type=Path, metavar="FOLDER", help="the model fine-tuned on assets/catflower")
-    options.add_argument("--large", metavar="RUN", help="the run on pictures of 256 x 256")
     options = options.parse_args()
     folder = ASSETS / "figures"
     folder.mkdir(exist_ok=True)
     if options.own:
         figures = {"catflower": before_and_after(options.own)}
-    elif options.large:
-        figures = {"sizes": sizes(StableDiffusion.from_pretrained("tiny"), options.large)}
     else:
         catflower()
         sd = StableDiffusion.from_pretrained("tiny")
-        figures = {draw.__name__: draw(sd) for draw in (hero, film_strip, beside, styles, colours, seeds, scales)}
+        drawn = (hero, sizes, film_strip, beside, styles, colours, seeds, scales)
+        figures = {draw.__name__: draw(sd) for draw in drawn}
     for name, figure in figures.items():
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=90)
         picture = Image.open(drawn).convert("RGB")
-        if name != "hero":
+        if name not in ("hero", "sizes"):
             picture = picture.quantize(256)  # a fifth of the size
         picture.save(folder / f"{name}.png", optimize=True)
 

@@ -10,7 +10,7 @@ import copy
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -117,17 +117,22 @@ def train(
     options: argparse.Namespace,
     *,
     average_decay: float = 0.9995,
+    weight_decay: float = 0.01,
+    fast: Collection[nn.Parameter] = (),
 ) -> nn.Module:
     """Train to `options.steps`, resuming the run if there is one; Ctrl-C or SIGTERM stops with a checkpoint.
 
     `loss_at(generator)` draws its batch from the generator and returns the loss; `evaluate(average, step)` gets the
-    model with averaged weights, may write samples, and returns numbers for the log. Returns that averaged model.
+    model with averaged weights, may write samples, and returns numbers for the log. `fast`: parameters with ten times
+    the learning rate. Returns that averaged model.
     """
     device, precision = options.device, options.precision or _precision(options.device)
     model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=options.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    groups = [{"params": [p for p in trained if not any(p is q for q in fast)], "scale": 1.0}]
+    groups += [{"params": list(fast), "scale": 10.0}] if fast else []
+    optimiser = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
     first = 0
     if state := run.load():
         model.load_state_dict(state["model"])
@@ -145,7 +150,7 @@ def train(
         generator = torch.Generator().manual_seed(step)
         torch.manual_seed(step)
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, options.steps, options.lr)
+            group["lr"] = group["scale"] * learning_rate(step, options.steps, options.lr)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             loss = loss_at(generator)
         loss.backward()

@@ -63,16 +63,29 @@ def meanings(texts: list[str]) -> Tensor:
     return vectors
 
 
-def word_vectors(tokenizer: CLIPTokenizer, width: int) -> Tensor:
-    """The vector of every CLIP token, reduced to `width` by PCA: [49408, width], root mean square 0.5."""
+def token_meanings(tokenizer: CLIPTokenizer) -> Tensor:
+    """The vector of every CLIP token, read as a word: [49408, 384]."""
     cache = runs_folder() / "data" / "word_vectors.pt"  # made once
     if not cache.exists():
         torch.save(meanings([tokenizer.decode([i]).strip() or "." for i in range(len(tokenizer))]), cache)
-    vectors = torch.load(cache, weights_only=True)
+    return torch.load(cache, weights_only=True)
+
+
+def word_vectors(tokenizer: CLIPTokenizer, width: int) -> Tensor:
+    """The vector of every CLIP token, reduced to `width` by PCA: [49408, width], root mean square 0.5."""
+    vectors = token_meanings(tokenizer)
     centred = vectors - vectors.mean(0)
     _, _, directions = torch.linalg.svd(centred.T @ centred)
     reduced = centred @ directions[:width].T
     return reduced * (0.5 / reduced.square().mean().sqrt())
+
+
+def nearness(vectors: Tensor) -> Tensor:
+    """How near meanings [n, 384] are to every subject, by the nearest of its names: [n, subjects], at most 1."""
+    names = [(subject.index, name) for subject in data.subjects() for name in subject.names]
+    owner = torch.tensor([index for index, _ in names])
+    near = torch.zeros(len(vectors), len(data.subjects()))
+    return near.index_reduce_(1, owner, vectors @ meanings([name for _, name in names]).T, "amax")
 
 
 def lexicon() -> tuple[list[str], Tensor]:
@@ -82,18 +95,14 @@ def lexicon() -> tuple[list[str], Tensor]:
     """
     cache = runs_folder() / "data" / f"lexicon_{len(data.subjects())}.pt"
     if not cache.exists():
-        names = [(s.index, name) for s in data.subjects() for name in s.names]
-        known = {name for _, name in names}
+        names = [name for subject in data.subjects() for name in subject.names]
+        known = set(names)
         kept = {synonym for s in data.subjects() for synonym in s.synonyms}
         beginnings = tuple(word[: max(4, len(word) - 2)] for word in kept if len(word) > 3 and " " not in word)
         things = [w for w in dictionary.things() if not {w, w.removesuffix("s")} & (known | kept)]
         things = [w for w in things if not any(p.startswith(beginnings) or p in data.COLOURS for p in w.split())]
-        words = [name for _, name in names] + things
-        vectors = meanings(words)
-        owner = torch.tensor([index for index, _ in names])
-        near = torch.zeros(len(words), len(data.subjects()))
-        near.index_reduce_(1, owner, vectors @ vectors[: len(names)].T, "amax")
-        torch.save({"words": words, "near": near}, cache)
+        words = names + things
+        torch.save({"words": words, "near": nearness(meanings(words))}, cache)
     stored = torch.load(cache, weights_only=True)
     return stored["words"], stored["near"]
 

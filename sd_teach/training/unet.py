@@ -4,10 +4,14 @@ Stable Diffusion's own training in small: latents of pictures, noised to a rando
 text encoder's states of the caption, predicts the noise; one caption in ten is left empty, for classifier-free
 guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 2023, https://arxiv.org/abs/2303.09556),
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
+
+With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
+level, and a little of what it surrounds, is trained.
 """
 
 import argparse
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +21,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from sd_teach.attention import BasicTransformerBlock
-from sd_teach.checkpoint import load_model, save_model
+from sd_teach.checkpoint import load_model, name_around, save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
 from sd_teach.noise import q_sample
 from sd_teach.pipeline import cpu_has_bf16
-from sd_teach.training import data, metrics, scenes, text, vae
+from sd_teach.training import data, metrics, scenes, text, vae, words
 from sd_teach.training.loop import Run, bundled_model, load_checked, load_trained, parser, train
 from sd_teach.unet import UNetConfig, UNetModel
 
@@ -45,8 +49,8 @@ def with_outer_level(config: UNetConfig) -> UNetConfig:
 
 
 def config_for(size: int) -> UNetConfig:
-    """TINY, with an outer level more for each doubling of the 128 pixels."""
-    return TINY if size == scenes.SIZE else with_outer_level(config_for(size // 2))
+    """TINY for 128 pixels; with an outer level more for 256."""
+    return TINY if size == scenes.SIZE else with_outer_level(TINY)
 
 
 @torch.no_grad()
@@ -58,10 +62,7 @@ def grow(inner: UNetModel) -> UNetModel:
     outer, n = UNetModel(with_outer_level(inner.config)), len(inner.output_blocks)
     weights = outer.state_dict()
     for name, weight in inner.state_dict().items():
-        part, number, *rest = name.split(".")
-        if part == "input_blocks" and number != "0":  # after the new level's block and its way down
-            name = ".".join((part, str(int(number) + 2), *rest))
-        weights[name].copy_(weight)
+        weights[name_around(name)].copy_(weight)
     same = torch.eye(inner.config.model_channels)
     down, up = outer.input_blocks[2][0].op, outer.output_blocks[n - 1][1].conv
     nn.init.zeros_(down.weight)[:, :, 1:, 1:] = same[..., None, None] / 4
@@ -74,17 +75,29 @@ def grow(inner: UNetModel) -> UNetModel:
     return outer
 
 
+def own_weights(outer: UNetModel, inner: UNetModel) -> list[str]:
+    """The names of what a UNet that grew around another has for itself; the rest is the inner one's, unchanged.
+
+    Beside the new level: its ends, how it hears of the time step (means of 2 x 2 places have half the noise), biases,
+    norms, and where skips are joined. So pictures of a second size cost a twelfth of the weights.
+    """
+    shared = {name_around(name) for name in inner.state_dict()}
+    own = re.compile(r"^(input_blocks\.0|out|time_embed)\.|\.(emb_layers|skip_connection)\.")
+    weights = outer.named_parameters()
+    return [name for name, weight in weights if name not in shared or weight.dim() == 1 or own.search(name)]
+
+
 def assemble(scale_factor: float, size: int = scenes.SIZE) -> LatentDiffusion:
     """The miniature with the trained VAE and text encoder and a new UNet, frozen but for the UNet.
 
-    size: pixels, 128 or that doubled, once or more.
+    size: pixels, 128 or 256.
     """
     # of 2, 3, 5 and 7.5 the scale at which most pictures have the style asked for; more makes edges harsher
     defaults = Defaults(image_size=size, guidance_scale=5.0)
     config = ModelConfig(text.TINY, config_for(size), vae.TINY, scale_factor=scale_factor, defaults=defaults)
     model = LatentDiffusion(config)
     load_trained(model.first_stage_model, "vae", "first_stage_model.")
-    load_trained(model.cond_stage_model, "text", "cond_stage_model.", inside="text.")
+    words.load_text_encoder(model.cond_stage_model)
     return model.requires_grad_(False).eval()
 
 
@@ -216,7 +229,9 @@ def train_on(folder: Path, options: argparse.Namespace) -> Path:
 def main() -> None:
     options = parser(__doc__, run="unet", steps=20_000, batch=32, lr=8e-4)
     options.add_argument("--scenes", type=int, default=40_960, help="how many scenes to paint and encode in advance")
-    options.add_argument("--size", type=int, default=scenes.SIZE, choices=(128, 256, 512), help="pixels a side")
+    options.add_argument(
+        "--size", type=int, default=scenes.SIZE, choices=(scenes.SIZE, 2 * scenes.SIZE), help="pixels a side"
+    )
     options.add_argument(
         "--average", type=float, default=0.9995, help="what a step leaves of the moving average: less for short runs"
     )
@@ -238,17 +253,22 @@ def main() -> None:
     pool = Pool(run, options.scenes, options.size)
     model = assemble(pool.scale_factor, options.size).to(options.device)
     unet = model.model.diffusion_model
-    if not options.fresh and not run.checkpoint.exists() and (bundled := bundled_model()):
+    bundled = None if options.fresh or run.checkpoint.exists() else bundled_model()
+    if bundled and options.size == scenes.SIZE:
         bundled.to(options.device)
         captions = [scenes.caption(scene, random.Random(i))[0] for i, scene in enumerate(pool.scenes[:2000].tolist())]
         # the first slots: captions are short, and what comes after them is padding
         before, after = (m.get_learned_conditioning(captions)[:, :24].cpu() for m in (bundled, model))
         begun = bundled.model.diffusion_model
         follow_text(begun, before, after)
-        while begun.config.downsampling < unet.config.downsampling:
-            begun = grow(begun)
         load_checked(unet, begun.state_dict(), "assets/tiny")
+    elif bundled:
+        load_checked(unet, grow(bundled.model.diffusion_model).state_dict(), "assets/tiny")
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
+    if options.size != scenes.SIZE:
+        own = own_weights(unet, UNetModel(TINY))
+        for name, weight in unet.named_parameters():
+            weight.requires_grad_(name in own)
     near = text.near_words()
 
     def evaluate(average: nn.Module, step: int) -> dict[str, float]:

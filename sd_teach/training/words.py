@@ -1,0 +1,171 @@
+"""Teach the text encoder a dictionary's words: `python -m sd_teach.training.words --help`.
+
+Captions name 528 subjects; people say more: "automobile", "bunny", "spectacles". Of thousands of nouns the sentence
+encoder tells which subject is nearest in meaning. "An automobile at night" is to give the states that "a car at night"
+gives, so that the UNet, which has heard of cars alone, draws one. A noun that is a single token takes its subject's row
+in the table of token embeddings; for the rest, rows and layers learn by distillation (Hinton et al. 2015,
+https://arxiv.org/abs/1503.02531) from the encoder as it was, which also holds what captions mean where it is.
+No picture is looked at, and the synonyms kept for the metrics are no more than nouns of the dictionary among others.
+"""
+
+import copy
+import random
+
+import torch
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from sd_teach.text_encoder import FrozenCLIPEmbedder
+from sd_teach.training import data, dictionary, scenes, text
+from sd_teach.training.loop import Run, load_trained, parser, runs_folder, train
+
+NEAR = 0.5  # how near to a subject a noun must be for the lesson; 1 would be the same meaning
+KEEP = 4.0  # weight of the states of captions, which should stay
+SLOTS = 10  # after the end token all slots are alike: so many of them take part
+
+
+def load_text_encoder(encoder: FrozenCLIPEmbedder) -> None:
+    """Give it the weights of this lesson's run, or else those of the contrastive training's, or else assets/tiny's."""
+    name = "words" if Run("words").checkpoint.exists() else "text"
+    load_trained(encoder, name, "cond_stage_model.", inside="" if name == "words" else "text.")
+
+
+def whole_words(tokenizer: CLIPTokenizer) -> dict[str, int]:
+    """The tokens that are words of three letters or more, with their ids."""
+    words = {token.removesuffix("</w>"): i for token, i in tokenizer.get_vocab().items() if token.endswith("</w>")}
+    return {word: i for word, i in words.items() if len(word) > 2 and word.isascii() and word.isalpha()}
+
+
+def nouns(tokenizer: CLIPTokenizer) -> dict[str, int]:
+    """The dictionary's nouns and words that are one token, each with the subject it is near to; no subject's name."""
+    cache = runs_folder() / "data" / f"nouns_{len(data.subjects())}.pt"
+    if not cache.exists():
+        things, words = dictionary.things(), whole_words(tokenizer)
+        vectors = torch.cat([text.meanings(list(things)), text.token_meanings(tokenizer)[list(words.values())]])
+        best, nearest = text.nearness(vectors).max(1)
+        names = {name for subject in data.subjects() for name in subject.names}
+        told = zip([*things, *words], best.tolist(), nearest.tolist(), strict=True)
+        torch.save({word: subject for word, near, subject in told if near > NEAR and word not in names}, cache)
+    return torch.load(cache, weights_only=True)
+
+
+def heard(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
+    """Which tokens captions have, names and plurals among them: bool [vocabulary]."""
+    names = [name for subject in data.subjects() for name in subject.names]
+    ids = tokenizer([*captions, *names, *map(scenes.plural, names)])["input_ids"]
+    found = torch.zeros(len(tokenizer), dtype=torch.bool)
+    found[[i for one in ids for i in one]] = True
+    return found
+
+
+@torch.no_grad()
+def take_rows(table: Tensor, tokenizer: CLIPTokenizer, told: dict[str, int], known: Tensor) -> Tensor:
+    """Give each of these words that is one token the row of its subject's name, where that is one token too.
+
+    table: [vocabulary, d], changed in place. known: bool [vocabulary], the rows that stay. Returns which rows changed.
+    """
+    ids, taken = whole_words(tokenizer), torch.zeros_like(known)
+    for word in told.keys() & ids.keys():
+        names = [name for name in data.subjects()[told[word]].names if name in ids]
+        if names and not known[ids[word]]:
+            table[ids[word]] = table[ids[names[0]]]
+            taken[ids[word]] = True
+    return taken
+
+
+def said_with(scene: list[int], nouns: tuple[str, str], seed: int) -> tuple[str, str]:
+    """A caption of a scene, the same but for the subject's noun."""
+    one, other = (scenes.caption(scene, random.Random(seed), {scene[scenes.SUBJECT]: [noun]}, 1.0)[0] for noun in nouns)
+    return one, other
+
+
+def after_noun(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where captions that differ in a noun should mean the same: (row, slot in ids, slot in others), [n] each.
+
+    ids, others: [b, 77]. From the noun's last token to the end, and some slots after it.
+    """
+    found = []
+    for row, (one, other) in enumerate(zip(ids.tolist(), others.tolist(), strict=True)):
+        ends = one.index(49407), other.index(49407)
+        same = 0
+        while same < min(ends) and one[ends[0] - same] == other[ends[1] - same]:
+            same += 1
+        slots = range(-same, min(SLOTS, 77 - max(ends)))
+        found += [(row, ends[0] + i, ends[1] + i) for i in slots]
+    return torch.tensor(found).unbind(1)
+
+
+class Checks:
+    """What the encoder can be asked without a UNet.
+
+    synonyms: the fraction whose states are nearest to those of the right name; moved: how far captions' states went, as
+    a fraction of their variance.
+    """
+
+    def __init__(self, teacher: FrozenCLIPEmbedder, captions: list[str]):
+        self.pairs = [(subject, word) for subject in data.subjects() for word in subject.synonyms]
+        self.named = self.states(teacher, [(subject, subject.name) for subject in data.subjects()])
+        self.captions = captions[:256]
+        with torch.no_grad():
+            self.before = teacher(self.captions)
+
+    @torch.no_grad()
+    def states(self, encoder: FrozenCLIPEmbedder, pairs: list[tuple[data.Subject, str]]) -> Tensor:
+        ids = encoder.tokenize([data.caption(word, subject.article, "blue") for subject, word in pairs])[:, :36]
+        around = text.first_end(ids)[:, None] + torch.arange(-5, SLOTS)  # "on a blue background", the end
+        return encoder.encode_tokens(ids)[torch.arange(len(ids))[:, None], around].flatten(1)
+
+    @torch.no_grad()
+    def __call__(self, encoder: FrozenCLIPEmbedder) -> dict[str, float]:
+        found = torch.cdist(self.states(encoder, self.pairs), self.named).argmin(1)
+        right = found == torch.tensor([subject.index for subject, _ in self.pairs])
+        moved = (encoder(self.captions) - self.before).square().mean() / self.before.var()
+        return {"synonyms": right.float().mean().item(), "moved": moved.item()}
+
+
+def main() -> None:
+    options = parser(__doc__, run="words", steps=4000, batch=128, lr=1e-3)
+    options = options.parse_args()
+    run = Run(options.run)
+    torch.manual_seed(0)
+    teacher = FrozenCLIPEmbedder(text.TINY)
+    load_trained(teacher, "text", "cond_stage_model.", inside="text.")
+    tokenizer = teacher.tokenizer
+    drawn = scenes.draw(16_000, torch.Generator().manual_seed(0)).tolist()
+    captions = [scenes.caption(scene, random.Random(i))[0] for i, scene in enumerate(drawn)]
+    of_subject = [[] for _ in data.subjects()]
+    for scene in drawn:
+        of_subject[scene[scenes.SUBJECT]].append(scene)
+
+    model = copy.deepcopy(teacher).requires_grad_(True)
+    table = model.transformer["text_model"].embeddings.token_embedding.weight
+    told, ids = nouns(tokenizer), whole_words(tokenizer)
+    known = heard(tokenizer, captions)
+    known |= take_rows(table, tokenizer, told, known)
+    table.register_hook(lambda gradient: gradient * ~known[:, None])
+    told = [(noun, subject) for noun, subject in told.items() if noun not in ids or not known[ids[noun]]]
+
+    def loss_at(generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(told), (options.batch,), generator=generator).tolist()
+        rng = random.Random(chosen[0])
+        pairs = []
+        for noun, subject in (told[i] for i in chosen):
+            both = (noun, data.subjects()[subject].name)
+            pairs.append(said_with(rng.choice(of_subject[subject]), both, rng.randrange(2**32)))
+        ids, others = (teacher.tokenize(list(side)) for side in zip(*pairs, strict=True))
+        row, slot, other_slot = after_noun(ids, others)
+        n = 1 + int(max(slot.max(), other_slot.max()))
+        # the UNet reads all 77 slots of a caption; mostly fewer of them, for speed
+        kept = teacher.tokenize(rng.choices(captions, k=options.batch // 2))[:, : 77 if rng.random() < 0.1 else n]
+        with torch.no_grad():
+            wanted, before = teacher.encode_tokens(others[:, :n])[row, other_slot], teacher.encode_tokens(kept)
+        error = (model.encode_tokens(ids[:, :n])[row, slot] - wanted).square().mean()
+        return error + KEEP * (model.encode_tokens(kept) - before).square().mean()
+
+    checks = Checks(teacher, captions)
+    settings = {"average_decay": 0.998, "weight_decay": 0.0, "fast": [table]}  # a row learns only when its token comes
+    train(run, model, loss_at, lambda average, step: checks(average), options, **settings)
+
+
+if __name__ == "__main__":
+    main()
