@@ -71,10 +71,9 @@ def load_model(
     Raises ValueError, naming the file and what is wrong with it, for anything that is not exactly such a model.
     """
     path, config, files = find_model(name)
-    inner = _inner_files(path)
     stored = inner_tensors(path) | find_tensors(files)
-    for each in filter(None, (files, inner)) if path.is_dir() else ():
-        check_sums(each)
+    if path.is_dir():
+        check_sums([*files, *inner_files(path)])
     model = empty_model(config, path / "config.json")
     _check_schedule(stored, model, path)
     weights = {key: value for key, value in stored.items() if key not in EXTRA_NAMES}
@@ -122,7 +121,7 @@ def model_digest(name: str | Path = "tiny") -> str:
     path = model_path(name)
     if name == "sd-v1-5":
         return SD_V1_5.sha256  # model_path has verified it
-    return sha256_of(*(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]), *_inner_files(path))
+    return sha256_of(*(sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]), *inner_files(path))
 
 
 def model_path(name: str | Path) -> Path:
@@ -203,26 +202,29 @@ def name_around(name: str) -> str:
     return re.sub(r"(?<=input_blocks\.)[1-9]\d*", lambda number: str(int(number[0]) + 2), name)
 
 
-def inner_tensors(path: Path) -> dict[str, Stored]:
-    """What tiny-256 shares with tiny, under its own names; nothing for any other model. Its own files go before it."""
-    return {name_around(name): tensor for name, tensor in find_tensors(_inner_files(path)).items()}
-
-
-def _inner_files(path: Path) -> list[Path]:
+def inner_files(path: Path) -> list[Path]:
+    """The files of tiny for tiny-256, none for any other model."""
     return find_shards(ASSETS / "tiny") if path == ASSETS / "tiny-256" else []
 
 
+def inner_tensors(path: Path) -> dict[str, Stored]:
+    """What inner_files hold, under the names it has in tiny-256, whose own weights take the place of some."""
+    return {name_around(name): tensor for name, tensor in find_tensors(inner_files(path)).items()}
+
+
 def check_sums(files: list[Path]) -> None:
-    """Raise ValueError, naming the file, where the SHA256SUMS beside the files, if there are any, say otherwise."""
-    sums = files[0].with_name(SUMS)
-    if sums.exists():
+    """Raise ValueError, naming the file, where SHA256SUMS beside a file, if it is there, says otherwise."""
+    for folder in dict.fromkeys(file.parent for file in files):
+        sums = folder / SUMS
+        if not sums.exists():
+            continue
         try:
             told = sums.read_text().split()
         except (OSError, ValueError):
             raise ValueError(f"{sums} cannot be read") from None
         digests = dict(zip(told[1::2], told[::2], strict=False))
         for file in files:
-            if digests.get(file.name) != sha256_of(file):
+            if file.parent == folder and digests.get(file.name) != sha256_of(file):
                 raise ValueError(f"{file} is damaged: its sha256 is not the one in {SUMS}; get it again")
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd_teach.checkpoint import EXTRA_NAMES, SUMS, check_sums, empty_model, find_model, inner_tensors, model_digest
+from sd_teach.checkpoint import (
+    EXTRA_NAMES,
+    SUMS,
+    check_sums,
+    empty_model,
+    find_model,
+    inner_files,
+    inner_tensors,
+    model_digest,
+)
 from sd_teach.download import SD_V1_5
 from sd_teach.noise import NoiseSchedule
 from sd_teach.stored import FLOATS, Stored, read_tensors, stored_tensors, table_fault
@@ -97,7 +106,7 @@ def verify(name: str | Path) -> Report:
     if (path / SUMS).exists():
         origin = f"as {SUMS} says"
         try:
-            check_sums(files)
+            check_sums([*files, *inner_files(path)])
         except ValueError as error:
             origin = f"not as {SUMS} says"
             problems.append(("damaged", SUMS, str(error)))

@@ -461,6 +461,8 @@ def test_tiny_256_is_refused_where_a_file_of_either_is_damaged(tmp_path, monkeyp
     flip_last_bit(file)
     with pytest.raises(ValueError, match=f"{file} is damaged"):
         load_model("tiny-256")
+    ((kind, _, told),) = verify("tiny-256").problems
+    assert kind == "damaged" and told.startswith(f"{file} is damaged")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "nowhere/model.safetensors", "sd-v9"])

@@ -140,6 +140,12 @@ def test_the_models_defaults_are_used_and_written_down(cli, sd):
     assert written == ["5", "3.0", "64", "64", "0.0"]
 
 
+def test_the_larger_miniature_draws_256_pixels(cli):
+    assert cli("a cat", "--model", "tiny-256", "--steps", "2")[0] == 0
+    assert Image.open("out.png").size == (256, 256)
+    assert Image.open("out.png").text["model"] == "tiny-256"
+
+
 @pytest.mark.parametrize(("option", "value"), [("--scale", "0"), ("--seed", "0"), ("--eta", "0")])
 def test_zero_is_a_value_and_not_the_default(cli, option, value):
     assert cli("a cat", option, value)[0] == 0

@@ -455,7 +455,7 @@ def large_run(monkeypatch, tmp_path, change: float) -> dict[str, torch.Tensor]:
     model = unet.assemble(0.5, 256)
     model.model.diffusion_model = network
     monkeypatch.setattr(unet, "trained", lambda run, size: model)
-    monkeypatch.setattr(bundle, "ASSETS", tmp_path)
+    monkeypatch.setattr(bundle, "LARGE", tmp_path / "tiny-256")
     bundle.bundle_large("large")
     written = load_file(tmp_path / "tiny-256" / "model.safetensors")
     assert written.keys() == {f"model.diffusion_model.{name}" for name in own}
@@ -754,9 +754,9 @@ def test_a_trained_run_is_put_together_with_its_own_scale_factor(painter, monkey
 
 def test_the_model_card_says_what_was_measured(tmp_path):
     card = (bundle.ASSETS / "tiny" / "README.md").read_text()
-    stored = bundle.json.loads((bundle.ASSETS / "tiny" / "metrics.json").read_text())
-    for name, value in stored.items():
-        assert f"| {name} | {value} |" in card
+    for folder in ("tiny", "tiny-256"):
+        stored = json.loads((bundle.ASSETS / folder / "metrics.json").read_text())
+        assert "\n".join(f"| {name} | {value} |" for name, value in stored.items()) in card
 
 
 def test_the_card_is_written_from_figures_and_runs(small_folder, tmp_path):
@@ -766,7 +766,7 @@ def test_the_card_is_written_from_figures_and_runs(small_folder, tmp_path):
     (folder / "metrics.json").write_text(json.dumps(figures))
     for steps in (5, 5, 8):  # the second time there is nothing new
         loop.Run("unet").save(step=steps, batch=3)
-        bundle.add_runs(folder, ["unet"])
+        bundle.add_runs(folder, ["text", "unet"])  # there is no run text
     bundle.write_card(folder)
     card = (folder / "README.md").read_text()
     assert "| 1 | unet | 5 | 3 |\n| 2 | unet | 8 | 3 |" in card

@@ -14,9 +14,11 @@ import torch
 from sd_teach import ASSETS
 from sd_teach.checkpoint import load_model, name_around, save_model
 from sd_teach.pipeline import StableDiffusion
-from sd_teach.training import data, dictionary, drawings, metrics, scenes, text, unet
+from sd_teach.stored import find_shards, find_tensors
+from sd_teach.training import data, dictionary, drawings, metrics, scenes, text, unet, words
 from sd_teach.training.loop import Run, load_trained
 
+LARGE = ASSETS / "tiny-256"
 VOCABULARY = "clip_anytorch==2.6.0"
 
 CARD = """\
@@ -45,8 +47,9 @@ Good words were said of clean pictures, bad ones of pictures that were cut, coar
 as a negative prompt, was not measured, nor was "at night".
 
 ## What it cannot
-Whatever is not in the table: people, text, three or more, actions, one thing on another. Asked for a word it has not
-seen, it draws whichever known thing its text encoder finds nearest: often the right one, more often not (`synonyms`).
+Whatever is not in the table: people, text, three or more, actions, one thing on another. Asked for a word that is no
+name of a thing, it draws whichever thing its text encoder finds nearest: of words that mean one of the things
+`synonyms` says how many come out right.
 Things of half the size (small, on the left, two) stand where they should and are little more than blots. "A cat and a
 pizza" was trained on, too, and comes out as two blots. Where a style is missed, the picture is nearer to another style
 of the same thing; `style_flat` and its like say how often each is met.
@@ -59,13 +62,26 @@ Printed by `python -m sd_teach.training.metrics`; its `--help` says what each me
 | --- | --- |
 {figures}
 
+## Larger pictures
+`tiny-256` is this model with one level more around its UNet, for 256 x 256 pixels. {shared} of its weights are read
+from here, {own} are its own, in `assets/tiny-256`.
+
+![The same prompts by this model, enlarged, and by tiny-256](../figures/sizes.png)
+
+Above, this model's pictures, enlarged; below, those of `tiny-256`. Its figures:
+
+| | |
+| --- | --- |
+{large_figures}
+
 ## How it was made
 On two CPU cores beside other work, in rounds: each went on from what the one before had bundled. The commands are
-`python -m sd_teach.training.scenes`, `.vae`, `.text`, `.unet`, `.bundle`; a run called vae_something went on with the
-decoder alone (`--decoder-of`), so that latents stayed as they were, and those called whole saw whole pictures.
+`python -m sd_teach.training.scenes`, `.vae`, `.text`, `.words`, `.unet`, `.bundle`; a run called vae_something went on
+with the decoder alone (`--decoder-of`), so that latents stayed as they were, and those called whole saw whole pictures.
 One pair in ten of subject and background, subject and colour, subject and style was never trained on
-(`assets/emoji/held_out.csv`), nor any word in the column `synonyms` of `captions.csv`; the autoencoder never saw the
-pictures in `assets/emoji/kept`.
+(`assets/emoji/held_out.csv`). No word in the column `synonyms` of `captions.csv` ever stood in a caption of a picture;
+some are among the dictionary's nouns, which the text encoder was taught by what another encoder says of their meaning
+(`training/words.py`). The autoencoder never saw the pictures in `assets/emoji/kept`.
 
 The lengths of the second and third rounds, and some of their learning rates and moving averages, were changed while
 they ran, to fit the time there was: no single command repeats them. In the third the text encoder began anew on
@@ -118,8 +134,7 @@ TRIED = """\
 - Forty random things drawn, and named without knowing the prompts: 29 right at the first guess after the third round,
   31 with a second one; 29 and 32 after the fourth; of the true pictures, through the autoencoder, all 40. Thin things
   and those of many parts fail: a propeller plane, a bullet train, a satellite, a bouquet, a wheelchair.
-- 256 x 256 from scratch: after 18 minutes 2 of 40 recognised. With `--size 256` training grows a level around the
-  UNet of 128 x 128 (`unet.grow`); no long run was made.
+TRIED_256
 """
 
 
@@ -151,6 +166,7 @@ def write_card(folder: Path) -> None:
         "VAE": model.first_stage_model,
         "text encoder": model.cond_stage_model,
     }
+    large, own = load_model("tiny-256").state_dict(), find_tensors(find_shards(LARGE))
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
     shares = [name for name in figures if isinstance(figures[name], float) and name != "vae_psnr_db"]
     worst = sorted(shares, key=figures.get)[:4]
@@ -164,7 +180,10 @@ def write_card(folder: Path) -> None:
         misses="The figures below that miss most: "
         + ", ".join(f"{name} ({1 - figures[name]:.1%} of the pictures are not what was asked for)" for name in worst)
         + ".",
-        figures="\n".join(f"| {name} | {value} |" for name, value in figures.items()),
+        figures=_table(figures),
+        shared=f"{sum(w.numel() for name, w in large.items() if name not in own):,}",
+        own=f"{sum(large[name].numel() for name in own):,}",
+        large_figures=_table(json.loads((LARGE / "metrics.json").read_text())),
         runs="\n".join("| {round} | {run} | {steps:,} | {batch} |".format(**run) for run in runs),
         tried=TRIED,
         pictures=data.PICTURES,
@@ -176,15 +195,19 @@ def write_card(folder: Path) -> None:
     (folder / "README.md").write_text(card)
 
 
+def _table(figures: dict[str, float]) -> str:
+    return "\n".join(f"| {name} | {value} |" for name, value in figures.items())
+
+
 def add_runs(folder: Path, names: list[str]) -> None:
-    """Append the steps and batches of those of these runs that went on since, to runs.json, as one more round."""
+    """Append the steps and batches of those of these runs that began or went on since, to runs.json, as a round."""
     file = folder / "runs.json"
     runs = json.loads(file.read_text()) if file.exists() else []
     number = max((run["round"] for run in runs), default=0) + 1
     for name in names:
         settings = Run(name).settings()
         new = {"run": name, "steps": settings["step"], "batch": settings["batch"]}
-        if not any(run | new == run for run in runs):
+        if new["steps"] and not any(run | new == run for run in runs):
             runs.append(new | {"round": number})
     file.write_text(json.dumps(runs, indent=1) + "\n")
 
@@ -200,7 +223,7 @@ def bundle_large(run: str) -> None:
             raise ValueError(
                 f"run {run!r} grew around another UNet than that of assets/tiny: its {name} is not the same"
             )
-    save_model(model, ASSETS / "tiny-256", [f"model.diffusion_model.{name}" for name in own])
+    save_model(model, LARGE, [f"model.diffusion_model.{name}" for name in own])
 
 
 def main() -> None:
@@ -215,7 +238,8 @@ def main() -> None:
     options = options.parse_args()
     if options.large:
         return bundle_large(options.large)
-    model = unet.trained("unet")
+    model = unet.trained("unet") if Run("unet").checkpoint.exists() else load_model("tiny")
+    words.load_text_encoder(model.cond_stage_model)
     load_trained(model.first_stage_model, options.vae[-1], "first_stage_model.")
     save_model(model, options.folder)
     write_tokenizer(options.folder)
