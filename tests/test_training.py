@@ -527,18 +527,20 @@ def test_two_captions_of_a_scene_differ_in_the_noun_alone():
     assert len(seen) > 200
 
 
-def test_states_are_compared_from_the_last_token_of_the_noun(encoder):
-    captions = ("a tabby kitten on a red background", "a cat on a red background"), ("an ox", "a cat")
+def test_states_are_compared_where_captions_should_mean_the_same(encoder):
+    captions = [("a tyrannosaurus on a red background", "a cat on a red background"), ("an ox", "an owl"), ("", "")]
     ids, others = (encoder.tokenize(list(side)) for side in zip(*captions, strict=True))
-    row, slot, other = words.after_noun(ids, others)
-    for i, (one, _) in enumerate(captions):
-        ours, theirs = slot[row == i].tolist(), other[row == i].tolist()
-        assert encoder.tokenizer.decode([ids[i, ours[0]]]).strip() == one.split(" on")[0].split()[-1]
-        assert encoder.tokenizer.decode([others[i, theirs[0]]]).strip() == "cat"
-        assert torch.equal(ids[i, ours[1:]], others[i, theirs[1:]])
-        assert ours == list(range(ours[0], ours[0] + len(ours)))
-        ends = (ids[i] == 49407).int().argmax().item()
-        assert ours[-1] == ends + words.SLOTS - 1
+    row, slot, other = words.alike(ids, others)
+
+    def pairs(i: int) -> list[tuple[str, str]]:
+        tokens = ((ids[i, a], others[i, b]) for a, b in zip(slot[row == i], other[row == i], strict=True))
+        return [tuple(encoder.tokenizer.decode([token]).strip() for token in pair) for pair in tokens]
+
+    noun = [("tyran", "a"), ("no", "a"), ("saurus", "cat")]
+    end = ("<|endoftext|>", "<|endoftext|>")
+    assert pairs(0) == noun + [(word, word) for word in "on a red background".split()] + words.SLOTS * [end]
+    assert pairs(1) == [("ox", "owl")] + words.SLOTS * [end]
+    assert pairs(2) == words.SLOTS * [end]
 
 
 def test_a_word_of_one_token_takes_the_row_of_its_subject_and_no_caption_changes(encoder):

@@ -79,18 +79,21 @@ def said_with(scene: list[int], nouns: tuple[str, str], seed: int) -> tuple[str,
     return one, other
 
 
-def after_noun(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def alike(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Where captions that differ in a noun should mean the same: (row, slot in ids, slot in others), [n] each.
 
-    ids, others: [b, 77]. From the noun's last token to the end, and some slots after it.
+    ids, others: [b, 77]. From the noun's last token to the end, and some slots after it. The noun's tokens before its
+    last, which cannot know yet what it will be, should say what the slot before the other noun says.
     """
     found = []
     for row, (one, other) in enumerate(zip(ids.tolist(), others.tolist(), strict=True)):
-        ends = one.index(49407), other.index(49407)
-        same = 0
-        while same < min(ends) and one[ends[0] - same] == other[ends[1] - same]:
+        ends, first, same = (one.index(49407), other.index(49407)), 0, 0
+        while first < min(ends) and one[first] == other[first]:
+            first += 1
+        while same < min(ends) - first and one[ends[0] - same] == other[ends[1] - same]:
             same += 1
         slots = range(-same, min(SLOTS, 77 - max(ends)))
+        found += [(row, slot, first - 1) for slot in range(first, ends[0] - same)]
         found += [(row, ends[0] + i, ends[1] + i) for i in slots]
     return torch.tensor(found).unbind(1)
 
@@ -153,7 +156,7 @@ def main() -> None:
             both = (noun, data.subjects()[subject].name)
             pairs.append(said_with(rng.choice(of_subject[subject]), both, rng.randrange(2**32)))
         ids, others = (teacher.tokenize(list(side)) for side in zip(*pairs, strict=True))
-        row, slot, other_slot = after_noun(ids, others)
+        row, slot, other_slot = alike(ids, others)
         n = 1 + int(max(slot.max(), other_slot.max()))
         # the UNet reads all 77 slots of a caption; mostly fewer of them, for speed
         kept = teacher.tokenize(rng.choices(captions, k=options.batch // 2))[:, : 77 if rng.random() < 0.1 else n]
