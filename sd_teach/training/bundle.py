@@ -1,7 +1,7 @@
 """Put the trained parts together into `assets/tiny`: `python -m sd_teach.training.bundle`.
 
 Writes the weights, config.json, CLIP's tokenizer, the figures of `sd_teach.training.metrics` and the model card. With
-`--large RUN`, of `sd_teach.training.unet --size 256`, only `assets/tiny-256`: what that model does not share with tiny.
+`--large RUN`, of `sd_teach.training.unet --size 256`, the same for `assets/tiny-256`: what it does not share with tiny.
 """
 
 import argparse
@@ -234,19 +234,24 @@ def main() -> None:
     options.add_argument(
         "--vae", nargs="+", default=["vae"], metavar="RUN", help="runs of the VAE, the last is taken (default: vae)"
     )
-    options.add_argument("--large", metavar="RUN", help="a run on pictures of 256 x 256: write assets/tiny-256 alone")
+    options.add_argument(
+        "--large", metavar="RUN", help="write assets/tiny-256 instead, from this run on pictures of 256 x 256"
+    )
     options = options.parse_args()
     if options.large:
-        return bundle_large(options.large)
-    model = unet.trained("unet") if Run("unet").checkpoint.exists() else load_model("tiny")
-    words.load_text_encoder(model.cond_stage_model)
-    load_trained(model.first_stage_model, options.vae[-1], "first_stage_model.")
-    save_model(model, options.folder)
-    write_tokenizer(options.folder)
-    model = StableDiffusion.from_pretrained(options.folder).model  # what others will load: rounded to float16
+        bundle_large(options.large)
+        folder, runs = LARGE, [options.large]
+    else:
+        model = unet.trained("unet") if Run("unet").checkpoint.exists() else load_model("tiny")
+        words.load_text_encoder(model.cond_stage_model)
+        load_trained(model.first_stage_model, options.vae[-1], "first_stage_model.")
+        save_model(model, options.folder)
+        write_tokenizer(options.folder)
+        folder, runs = options.folder, [*options.vae, "text", "words", "unet"]
+    model = StableDiffusion.from_pretrained(folder).model  # what others will load: rounded to float16
     figures = metrics.measure(model, options.prompts, options.seeds)
-    (options.folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
-    add_runs(options.folder, [*options.vae, "text", "words", "unet"])
+    (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")
+    add_runs(options.folder, runs)
     write_card(options.folder)
     print(json.dumps(figures, indent=1))
 

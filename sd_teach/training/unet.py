@@ -6,7 +6,7 @@ guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 20
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
 
 With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
-level, and a little of what it surrounds, is trained.
+level, and a little of what it surrounds, is trained (`own_weights`). After a new UNet it has to be trained again.
 """
 
 import argparse
@@ -265,7 +265,7 @@ def main() -> None:
     elif bundled:
         load_checked(unet, grow(bundled.model.diffusion_model).state_dict(), "assets/tiny")
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
-    if options.size != scenes.SIZE:
+    if options.size != scenes.SIZE and not options.fresh:
         own = own_weights(unet, UNetModel(TINY))
         for name, weight in unet.named_parameters():
             weight.requires_grad_(name in own)
