@@ -28,11 +28,11 @@ def small_dictionary(tmp_path, monkeypatch):
     (folder / "data.noun").write_bytes(lines)
     (folder / "index.noun").write_text("  1 a licence comes first\n" + index)
     monkeypatch.setattr(data, "fetch", lambda package, wanted: tmp_path)
-    for remembered in (dictionary._files, dictionary.nouns, dictionary.things):
-        remembered.cache_clear()
+    dictionary._files.cache_clear()
+    dictionary.things.cache_clear()
     yield
-    for remembered in (dictionary._files, dictionary.nouns, dictionary.things):
-        remembered.cache_clear()
+    dictionary._files.cache_clear()
+    dictionary.things.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,3 @@ def test_a_meaning_is_the_line_of_the_commonest_thing(word, line):
 
 def test_things_are_nouns_in_lower_case_whose_commonest_sense_can_be_drawn():
     assert set(dictionary.things()) == {"animal", "duck", "mallard"}
-
-
-def test_nouns_are_things_and_the_rest_but_names():
-    assert set(dictionary.nouns()) == {"animal", "duck", "mallard", "beauty"}

@@ -57,13 +57,10 @@ def meaning(word: str) -> str | None:
 def things() -> tuple[str, ...]:
     """All nouns of one or two words, in letters, whose commonest sense is a thing."""
     senses, _ = _files()
-    words = [word for word in nouns() if re.fullmatch("[a-z]{3,}( [a-z]{3,})?", word)]
-    return tuple(word for word in words if _sense(senses[word][0])[0] in THINGS)
-
-
-@lru_cache
-def nouns() -> tuple[str, ...]:
-    """All nouns of up to four words, whatever they name, that are in lower case in their commonest sense: no names."""
-    senses, _ = _files()
-    words = [word for word in senses if re.fullmatch("[a-z'-]{2,}( [a-z'-]+){0,3}", word)]
-    return tuple(word for word in words if word in _sense(senses[word][0])[1])
+    found = []
+    for word, places in senses.items():
+        if re.fullmatch("[a-z]{3,}( [a-z]{3,})?", word):
+            category, words, _, _ = _sense(places[0])
+            if category in THINGS and word in words:  # in lower case: no names
+                found.append(word)
+    return tuple(found)

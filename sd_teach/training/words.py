@@ -19,7 +19,7 @@ from sd_teach.text_encoder import FrozenCLIPEmbedder
 from sd_teach.training import data, dictionary, scenes, text
 from sd_teach.training.loop import Run, load_trained, parser, runs_folder, train
 
-NEAR = 0.45  # how near to a subject a noun must be for the lesson; 1 would be the same meaning
+NEAR = 0.5  # how near to a subject a noun must be for the lesson; 1 would be the same meaning
 KEEP = 4.0  # weight of the states of captions, which should stay
 SLOTS = 10  # after the end token all slots are alike: so many of them take part
 
@@ -40,11 +40,11 @@ def nouns(tokenizer: CLIPTokenizer) -> dict[str, int]:
     """The dictionary's nouns and words that are one token, each with the subject it is near to; no subject's name."""
     cache = runs_folder() / "data" / f"nouns_{len(data.subjects())}.pt"
     if not cache.exists():
-        entries, words = dictionary.nouns(), whole_words(tokenizer)
-        vectors = torch.cat([text.meanings(list(entries)), text.token_meanings(tokenizer)[list(words.values())]])
+        things, words = dictionary.things(), whole_words(tokenizer)
+        vectors = torch.cat([text.meanings(list(things)), text.token_meanings(tokenizer)[list(words.values())]])
         best, nearest = text.nearness(vectors).max(1)
         names = {name for subject in data.subjects() for name in subject.names}
-        told = zip([*entries, *words], best.tolist(), nearest.tolist(), strict=True)
+        told = zip([*things, *words], best.tolist(), nearest.tolist(), strict=True)
         torch.save({word: subject for word, near, subject in told if near > NEAR and word not in names}, cache)
     return torch.load(cache, weights_only=True)
 
