@@ -20,6 +20,7 @@ from sd_teach.training import data, dictionary, scenes, text
 from sd_teach.training.loop import Run, load_trained, parser, runs_folder, train
 
 NEAR = 0.5  # how near to a subject a noun must be for the lesson; 1 would be the same meaning
+SURE = 0.75  # the same for words that are no nouns of the dictionary: "foxes", but not "painted"
 KEEP = 4.0  # weight of the states of captions, which should stay
 SLOTS = 10  # after the end token all slots are alike: so many of them take part
 
@@ -37,7 +38,7 @@ def whole_words(tokenizer: CLIPTokenizer) -> dict[str, int]:
 
 
 def nouns(tokenizer: CLIPTokenizer) -> dict[str, int]:
-    """The dictionary's nouns and words that are one token, each with the subject it is near to; no subject's name."""
+    """The dictionary's things, and words that are one token, each with the subject it is near to; no subject's name."""
     cache = runs_folder() / "data" / f"nouns_{len(data.subjects())}.pt"
     if not cache.exists():
         things, words = dictionary.things(), whole_words(tokenizer)
@@ -45,7 +46,8 @@ def nouns(tokenizer: CLIPTokenizer) -> dict[str, int]:
         best, nearest = text.nearness(vectors).max(1)
         names = {name for subject in data.subjects() for name in subject.names}
         told = zip([*things, *words], best.tolist(), nearest.tolist(), strict=True)
-        torch.save({word: subject for word, near, subject in told if near > NEAR and word not in names}, cache)
+        near = {word: subject for word, near, subject in told if near > (NEAR if dictionary.knows(word) else SURE)}
+        torch.save({word: subject for word, subject in near.items() if word not in names}, cache)
     return torch.load(cache, weights_only=True)
 
 
