@@ -38,11 +38,6 @@ def _sense(place: int) -> tuple[int, list[str], str, str]:
     return int(fields[1]), words, re.split('[;"]', gloss)[0].strip(), kind
 
 
-def knows(word: str) -> bool:
-    """Whether the word is a noun of the dictionary, or the plural of one."""
-    return word in _files()[0] or word.removesuffix("s") in _files()[0]
-
-
 def meaning(word: str) -> str | None:
     """The dictionary's line for the commonest thing a noun names, None where it names none.
 

@@ -31,6 +31,12 @@ HERO = (
     "a blue guitar",
     "a house on a blue background",
 )
+SIZED = (
+    "a cat on a blue background",
+    "a purple owl on a yellow background",
+    "a taco on a red background",
+    "a flat icon of a castle on a green background",
+)
 STYLED = ("a cat", "a castle", "a sunflower", "a car", "an octopus", "a burger", "a guitar", "a house")
 COLOURED = ("owl", "car", "dragon", "teapot", "rabbit", "balloon")
 SCALES = (0, 1, 1.5, 2, 3, 5, 7.5, 12)
@@ -151,8 +157,8 @@ def before_and_after(own: Path) -> Figure:
 def sizes(sd: StableDiffusion) -> Figure:
     """Above, pictures of the bundled model, enlarged; below, the same prompts by the model for larger ones."""
     large = StableDiffusion.from_pretrained("tiny-256")
-    images = [model.text_to_image(prompt, seed=SEED).images[0] for model in (sd, large) for prompt in HERO[:6]]
-    return plots.image_grid(images, columns=6, side=1.9)
+    images = [model.text_to_image(prompt, seed=SEED).images[0] for model in (sd, large) for prompt in SIZED]
+    return plots.image_grid(images, columns=4, side=2.8)
 
 
 def main() -> None:

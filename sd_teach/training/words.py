@@ -20,7 +20,7 @@ from sd_teach.training import data, dictionary, scenes, text
 from sd_teach.training.loop import Run, load_trained, parser, runs_folder, train
 
 NEAR = 0.5  # how near to a subject a noun must be for the lesson; 1 would be the same meaning
-SURE = 0.75  # the same for words that are no nouns of the dictionary: "foxes", but not "painted"
+SURE = 0.75  # the same for words that name no thing in the dictionary: "foxes", but not "thick"
 KEEP = 4.0  # weight of the states of captions, which should stay
 SLOTS = 10  # after the end token all slots are alike: so many of them take part
 
@@ -46,7 +46,7 @@ def nouns(tokenizer: CLIPTokenizer) -> dict[str, int]:
         best, nearest = text.nearness(vectors).max(1)
         names = {name for subject in data.subjects() for name in subject.names}
         told = zip([*things, *words], best.tolist(), nearest.tolist(), strict=True)
-        near = {word: subject for word, near, subject in told if near > (NEAR if dictionary.knows(word) else SURE)}
+        near = {word: subject for word, near, subject in told if near > (NEAR if dictionary.meaning(word) else SURE)}
         torch.save({word: subject for word, subject in near.items() if word not in names}, cache)
     return torch.load(cache, weights_only=True)
 
