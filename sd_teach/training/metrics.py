@@ -1,6 +1,6 @@
 """How good is the miniature? `python -m sd_teach.training.metrics` prints it; `--json` for machines.
 
-vae_psnr_db            mean over pictures kept from the VAE's training of their PSNR, 128 x 128, range [0, 1], clamped
+vae_psnr_db            mean over pictures kept from the VAE's training of their PSNR, at the model's size, range [0, 1], clamped
 recognition_seen       "a {subject} on a {colour} background": is the nearest of all subjects the one asked for?
 recognition_held_out   the same for pairs of subject and colour that training never saw
 background             over both: is the named colour the one nearest to the mean of the corners?
@@ -272,7 +272,7 @@ def pairs(held_out: bool, turn: int, count: int | None = None) -> tuple[list[str
     return prompts, indices, colours
 
 
-def vae_psnr(model: LatentDiffusion, size: int = 128) -> float:
+def vae_psnr(model: LatentDiffusion, size: int) -> float:
     """Mean PSNR in dB over the pictures kept from the VAE's training."""
     pictures = kept_pictures(size)
     with torch.inference_mode():
@@ -309,7 +309,7 @@ def summary(model: LatentDiffusion, count: int | None, runs: list[dict[str, Tens
     right = {name: torch.cat([run[name] for run in runs]).float() for name in runs[0]}
     fractions = {name: found.mean().item() for name, found in right.items() if len(found)}
     return {
-        "vae_psnr_db": round(vae_psnr(model), 2),
+        "vae_psnr_db": round(vae_psnr(model, model.config.defaults.image_size), 2),
         **{name: round(value, 4) for name, value in fractions.items()},
         "subjects": len(data.subjects()),
         "prompts": count or len(data.subjects()),
