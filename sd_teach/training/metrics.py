@@ -1,6 +1,6 @@
 """How good is the miniature? `python -m sd_teach.training.metrics` prints it; `--json` for machines.
 
-vae_psnr_db            mean over pictures kept from the VAE's training of their PSNR, at the model's size, range [0, 1], clamped
+vae_psnr_db            mean PSNR over pictures kept from the VAE's training, at the model's size, range [0, 1], clamped
 recognition_seen       "a {subject} on a {colour} background": is the nearest of all subjects the one asked for?
 recognition_held_out   the same for pairs of subject and colour that training never saw
 background             over both: is the named colour the one nearest to the mean of the corners?
