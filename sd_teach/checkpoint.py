@@ -1,14 +1,11 @@
 """Weights on disk: the real checkpoint (one safetensors file) and the bundled miniature (a folder of shards).
 
-Both hold the same names. A second miniature, tiny-256, is the first with one level more around its UNet, for pictures
-twice as large: its folder holds what is its own, the rest is read from tiny's. Loading is strict: a name that is
-missing, unexpected or of the wrong shape is an error that names it; weights that load quietly only in part make
-pictures that are quietly wrong.
+Both hold the same names. Loading is strict: a name that is missing, unexpected or of the wrong shape is an error that
+names it; weights that load quietly only in part make pictures that are quietly wrong.
 """
 
 import json
 import math
-import re
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, fields, is_dataclass
@@ -31,6 +28,7 @@ from sd_teach.stored import (
     read_tensors,
     table_fault,
 )  # fmt: skip
+from sd_teach.tiny_256 import inner_files, inner_tensors
 
 SUMS = "SHA256SUMS"
 PART = 2**27  # parameters that are loaded at once, at most
@@ -192,24 +190,6 @@ def find_model(name: str | Path) -> tuple[Path, ModelConfig, list[Path]]:
     if path.suffix not in (".safetensors", ".ckpt"):
         raise ValueError(f"{path} is neither a model folder nor a .safetensors or .ckpt file")
     return path, ModelConfig(), [path]
-
-
-def name_around(name: str) -> str:
-    """What a weight of a UNet with one block a level is called in a UNet that has one level more around it.
-
-    The new level's block and its way down come first, so the input blocks after the first count on from there.
-    """
-    return re.sub(r"(?<=input_blocks\.)[1-9]\d*", lambda number: str(int(number[0]) + 2), name)
-
-
-def inner_files(path: Path) -> list[Path]:
-    """The files of tiny for tiny-256, none for any other model."""
-    return find_shards(ASSETS / "tiny") if path == ASSETS / "tiny-256" else []
-
-
-def inner_tensors(path: Path) -> dict[str, Stored]:
-    """What inner_files hold, under the names it has in tiny-256, whose own weights take the place of some."""
-    return {name_around(name): tensor for name, tensor in find_tensors(inner_files(path)).items()}
 
 
 def check_sums(files: list[Path]) -> None:

@@ -11,19 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sd_teach.checkpoint import (
-    EXTRA_NAMES,
-    SUMS,
-    check_sums,
-    empty_model,
-    find_model,
-    inner_files,
-    inner_tensors,
-    model_digest,
-)
+from sd_teach.checkpoint import EXTRA_NAMES, SUMS, check_sums, empty_model, find_model, model_digest
 from sd_teach.download import SD_V1_5
 from sd_teach.noise import NoiseSchedule
 from sd_teach.stored import FLOATS, Stored, read_tensors, stored_tensors, table_fault
+from sd_teach.tiny_256 import inner_files, inner_tensors
 
 NETWORKS = {"unet": "model.diffusion_model.", "vae": "first_stage_model.", "text": "cond_stage_model."}
 

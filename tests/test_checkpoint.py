@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sd_teach import ASSETS, checkpoint
+from sd_teach import ASSETS, checkpoint, tiny_256
 from sd_teach.checkpoint import EXTRA_NAMES, SUMS, check_names, load_model, model_digest, save_model
 from sd_teach.diffusion import LatentDiffusion, ModelConfig
 from sd_teach.download import SD_V1_5
@@ -456,7 +456,8 @@ def test_the_digest_of_tiny_256_covers_the_files_of_tiny():
 def test_tiny_256_is_refused_where_a_file_of_either_is_damaged(tmp_path, monkeypatch, damaged):
     for name in ("tiny", "tiny-256"):
         shutil.copytree(ASSETS / name, tmp_path / name)
-    monkeypatch.setattr(checkpoint, "ASSETS", tmp_path)
+    for module in (checkpoint, tiny_256):
+        monkeypatch.setattr(module, "ASSETS", tmp_path)
     file = sorted((tmp_path / damaged).glob("model*.safetensors"))[0]
     flip_last_bit(file)
     with pytest.raises(ValueError, match=f"{file} is damaged"):

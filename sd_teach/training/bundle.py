@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from sd_teach import ASSETS
-from sd_teach.checkpoint import load_model, name_around, save_model
+from sd_teach.checkpoint import load_model, save_model
 from sd_teach.pipeline import StableDiffusion
 from sd_teach.stored import find_shards, find_tensors
+from sd_teach.tiny_256 import name_around
 from sd_teach.training import data, dictionary, drawings, metrics, scenes, text, unet, words
 from sd_teach.training.loop import Run, load_trained
 

@@ -21,10 +21,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from sd_teach.attention import BasicTransformerBlock
-from sd_teach.checkpoint import load_model, name_around, save_model
+from sd_teach.checkpoint import load_model, save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
 from sd_teach.noise import q_sample
 from sd_teach.pipeline import cpu_has_bf16
+from sd_teach.tiny_256 import name_around
 from sd_teach.training import data, metrics, scenes, text, vae, words
 from sd_teach.training.loop import Run, bundled_model, load_checked, load_trained, parser, train
 from sd_teach.unet import UNetConfig, UNetModel
