@@ -558,6 +558,7 @@ def test_a_word_of_one_token_takes_the_row_of_its_subject_and_no_caption_changes
 
 def test_what_captions_say_is_heard_names_and_plurals_too(encoder):
     known, ids = words.heard(encoder.tokenizer, ["a masterpiece"]), words.whole_words(encoder.tokenizer)
+    assert list(ids.values()) == sorted(ids.values())
     assert all(known[ids[word]] for word in ("masterpiece", "cat", "cats", "mice"))
     assert not any(known[ids[word]] for word in ("kitten", "automobile", "philosophy"))
 

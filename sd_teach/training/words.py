@@ -33,7 +33,8 @@ def load_text_encoder(encoder: FrozenCLIPEmbedder) -> None:
 
 def whole_words(tokenizer: CLIPTokenizer) -> dict[str, int]:
     """The tokens that are words of three letters or more, with their ids."""
-    words = {token.removesuffix("</w>"): i for token, i in tokenizer.get_vocab().items() if token.endswith("</w>")}
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])  # it comes in any order
+    words = {token.removesuffix("</w>"): i for token, i in vocabulary if token.endswith("</w>")}
     return {word: i for word, i in words.items() if len(word) > 2 and word.isascii() and word.isalpha()}
 
 
