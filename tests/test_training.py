@@ -32,10 +32,13 @@ def runs_in_a_temporary_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("SD_TEACH_RUNS", str(tmp_path))
 
 
+def subject(name: str) -> data.Subject:
+    return next(s for s in data.subjects() if s.name == name)
+
+
 def shown(name: str) -> torch.Tensor:
     """One of the pictures of assets/emoji/shown, uint8 [1, 4, 128, 128]."""
-    (subject,) = (s for s in data.subjects() if s.name == name)
-    return data.load_rgba([subject.code], 128, data.EMOJI / "shown")
+    return data.load_rgba([subject(name).code], 128, data.EMOJI / "shown")
 
 
 # --- data ---
@@ -130,11 +133,11 @@ def test_a_tint_is_the_colour_where_the_picture_has_its_mean_brightness_and_keep
 
 def scene(name: str, **changed: int) -> list[int]:
     row = dict.fromkeys(scenes.ATTRIBUTES, 0) | {"other": -1, "tint": -1, "other_tint": -1}
-    return list((row | {"subject": next(s.index for s in data.subjects() if s.name == name)} | changed).values())
+    return list((row | {"subject": subject(name).index} | changed).values())
 
 
 def number(name: str) -> int:
-    return next(s.index for s in data.subjects() if s.name == name)
+    return subject(name).index
 
 
 RED, BLUE, PURPLE = (COLOURS.index(name) for name in ("red", "blue", "purple"))
@@ -512,10 +515,6 @@ def encoder() -> FrozenCLIPEmbedder:
     return load_model("tiny").cond_stage_model
 
 
-def subject(name: str) -> data.Subject:
-    return next(s for s in data.subjects() if s.name == name)
-
-
 def test_two_captions_of_a_scene_differ_in_the_noun_alone():
     cat = subject("cat").index
     seen = set()
@@ -688,7 +687,7 @@ def test_psnr_is_minus_ten_log_of_the_mean_squared_error_after_clamping():
 
 @pytest.mark.parametrize("name", data.SHOWN)
 def test_a_real_picture_is_recognised_mirrored_and_shifted(name):
-    wanted = next(s.index for s in data.subjects() if s.name == name)
+    wanted = subject(name).index
     colour = COLOURS.index("turquoise")
     views = torch.cat([shown(name), shown(name).flip(-1), shown(name).roll((6, -6), dims=(2, 3))])
     pictures = data.on_background(views, metrics.COLOURS[colour].view(1, 3, 1, 1))
@@ -697,7 +696,7 @@ def test_a_real_picture_is_recognised_mirrored_and_shifted(name):
 
 
 def test_the_wrong_picture_is_not_taken_for_the_right_one():
-    cat = next(s.index for s in data.subjects() if s.name == "cat")
+    cat = subject("cat").index
     pictures = data.on_background(shown("pizza"), metrics.COLOURS[0].view(1, 3, 1, 1))
     assert metrics.nearest_subject(pictures, 0).item() != cat
 
