@@ -76,9 +76,9 @@ class Run:
         return {name: state.get(name, 0) for name in ("step", "batch")}
 
 
-def bundled_model() -> LatentDiffusion | None:
-    """The model in assets/tiny, or None where there is none. Raises ValueError where it is damaged."""
-    return load_model("tiny") if (ASSETS / "tiny" / "config.json").exists() else None
+def bundled_model(name: str = "tiny") -> LatentDiffusion | None:
+    """The model in assets/tiny (or tiny-256), or None where there is none. Raises ValueError where it is damaged."""
+    return load_model(name) if (ASSETS / name / "config.json").exists() else None
 
 
 def start_from_bundled(module: nn.Module, part: str) -> None:

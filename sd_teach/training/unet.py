@@ -6,7 +6,8 @@ guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 20
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
 
 With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
-level, and a little of what it surrounds, is trained (`own_weights`). After a new UNet it has to be trained again.
+level, and a little of what it surrounds, is trained (`own_weights`). After a new UNet it has to be trained again, which
+goes on from the weights that `assets/tiny-256` has.
 """
 
 import argparse
@@ -264,7 +265,9 @@ def main() -> None:
         follow_text(begun, before, after)
         load_checked(unet, begun.state_dict(), "assets/tiny")
     elif bundled:
-        load_checked(unet, grow(bundled.model.diffusion_model).state_dict(), "assets/tiny")
+        large = bundled_model("tiny-256")  # its own weights around the UNet that assets/tiny has now
+        begun = large.model.diffusion_model if large else grow(bundled.model.diffusion_model)
+        load_checked(unet, begun.state_dict(), "assets/tiny-256")
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
     if options.size != scenes.SIZE and not options.fresh:
         own = own_weights(unet, UNetModel(TINY))

@@ -40,7 +40,7 @@ def whole_words(tokenizer: CLIPTokenizer) -> dict[str, int]:
 
 def nouns(tokenizer: CLIPTokenizer) -> dict[str, int]:
     """The dictionary's things, and words that are one token, each with the subject it is near to; no subject's name."""
-    cache = runs_folder() / "data" / f"nouns_{len(data.subjects())}.pt"
+    cache = runs_folder() / "data" / f"nouns_{len(data.subjects())}_{NEAR}_{SURE}.pt"
     if not cache.exists():
         things, words = dictionary.things(), whole_words(tokenizer)
         vectors = torch.cat([text.meanings(list(things)), text.token_meanings(tokenizer)[list(words.values())]])
