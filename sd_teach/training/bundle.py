@@ -143,9 +143,9 @@ TRIED = """\
   and those of many parts fail: a propeller plane, a bullet train, a satellite, a bouquet, a wheelchair. In the fifth
   round two other lists of forty, each named by other eyes: of the first 37 right as this model drew it and 38 as
   `tiny-256` did, of the second 27 by `tiny-256`, 31 with a second guess. So it was about four in five, and which forty
-  they are matters more than the size of the pictures. In the sixth round of the same two lists, named by eyes that had
-  not seen them, 37 and 32 as this model drew them, 39 and 36 with a second guess; what stays wrong is a grasshopper, a
-  microscope, a coffin, a shooting star.
+  they are matters more than the size of the pictures. In the sixth round the same two lists, named by eyes that had not
+  seen them: 37 and 32 right as this model drew them, 39 and 36 with a second guess; 37 and 33 as `tiny-256` did, 40 and
+  33 with a second guess. What both fail at is a grasshopper, a coffin, a partying face, a scorpion.
 - Forty random things in random styles, the style named without knowing the prompts, in the fifth round: 35 right, all
   of the line drawings (15), 3D pictures (14) and pixel art (3), and 3 of 8 flat icons; the other five were taken for
   3D. In the sixth 35 again: 12 of the 3D pictures, 5 of the flat icons.
