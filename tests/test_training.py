@@ -203,8 +203,10 @@ def test_training_scenes_never_hold_a_held_out_pair_and_speak_the_whole_language
 def test_styles_are_drawn_as_often_as_they_are_hard():
     first = scenes.draw(16_000, torch.Generator().manual_seed(0))[::4]  # each is followed by three relatives
     counts = first[:, scenes.STYLE].bincount()[1:]
-    assert (counts / counts.sum()).tolist() == pytest.approx(scenes.STYLE_SHARES, abs=0.05)
-    assert scenes.STYLE_SHARES[0] > scenes.STYLE_SHARES[1] > scenes.STYLE_SHARES[2]
+    drawn = dict(zip(drawings.STYLES[1:], (counts / counts.sum()).tolist(), strict=True))
+    assert drawn == pytest.approx(scenes.STYLE_SHARES, abs=0.05)
+    assert list(scenes.STYLE_SHARES) == list(drawings.STYLES[1:])
+    assert scenes.STYLE_SHARES["flat"] > scenes.STYLE_SHARES["pixel"] > scenes.STYLE_SHARES["line"]
 
 
 def test_relatives_differ_in_little():

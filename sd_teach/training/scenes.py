@@ -37,7 +37,7 @@ SIZE = 128  # pixels of the pictures, unless other ones are asked for
 
 # how much of the training each part of the language gets
 KINDS = {"plain": 0.34, "style": 0.42, "tint": 0.10, "layout": 0.06, "pair": 0.02, "mixed": 0.06}
-STYLE_SHARES = (0.5, 0.3, 0.2)  # flat, pixel, line: the first are the hardest to tell from 3D pictures
+STYLE_SHARES = {"flat": 0.5, "pixel": 0.3, "line": 0.2}  # the first are the hardest to tell from 3D pictures
 BAD_SHARE = 0.04
 
 FRAMES = {
@@ -139,7 +139,8 @@ def _draw_freely(count: int, generator: torch.Generator) -> Tensor:
     scenes = torch.full((count, len(ATTRIBUTES)), NONE)
     scenes[:, SUBJECT] = integers(0, n)
     scenes[:, BACKGROUND] = integers(0, len(BACKGROUNDS))
-    styles = 1 + torch.multinomial(torch.tensor(STYLE_SHARES), count, replacement=True, generator=generator)
+    shares = torch.tensor(list(STYLE_SHARES.values()))
+    styles = 1 + torch.multinomial(shares, count, replacement=True, generator=generator)
     scenes[:, STYLE] = torch.where(is_kind["style"] | (is_kind["mixed"] & chance(0.7)), styles, 0)
     tinted = is_kind["tint"] | (is_kind["mixed"] & chance(0.7)) | (is_kind["pair"] & chance(0.3))
     scenes[:, TINT] = torch.where(tinted, integers(TINTS.start, TINTS.stop), NONE)

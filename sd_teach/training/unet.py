@@ -264,10 +264,10 @@ def main() -> None:
         begun = bundled.model.diffusion_model
         follow_text(begun, before, after)
         load_checked(unet, begun.state_dict(), "assets/tiny")
+    elif bundled and (large := bundled_model("tiny-256")):  # its own weights around the UNet that assets/tiny has now
+        load_checked(unet, large.model.diffusion_model.state_dict(), "assets/tiny-256")
     elif bundled:
-        large = bundled_model("tiny-256")  # its own weights around the UNet that assets/tiny has now
-        begun = large.model.diffusion_model if large else grow(bundled.model.diffusion_model)
-        load_checked(unet, begun.state_dict(), "assets/tiny-256")
+        load_checked(unet, grow(bundled.model.diffusion_model).state_dict(), "assets/tiny")
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
     if options.size != scenes.SIZE and not options.fresh:
         own = own_weights(unet, UNetModel(TINY))
