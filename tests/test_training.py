@@ -209,6 +209,14 @@ def test_styles_are_drawn_as_often_as_they_are_hard():
     assert scenes.STYLE_SHARES["flat"] > scenes.STYLE_SHARES["pixel"] > scenes.STYLE_SHARES["line"]
 
 
+def test_things_that_were_not_recognised_are_drawn_more_often():
+    first = scenes.draw(40_000, torch.Generator().manual_seed(0))[::4, scenes.SUBJECT]
+    shares = torch.tensor([s.share for s in data.subjects()])
+    assert shares.unique().tolist() == [1, 4]
+    often = (shares == 4)[first].float().mean().item()
+    assert often == pytest.approx((shares[shares == 4].sum() / shares.sum()).item(), abs=0.02)
+
+
 def test_relatives_differ_in_little():
     families = scenes.draw(400, torch.Generator().manual_seed(0)).view(100, 4, -1)
     changed = (families[:, 1:] != families[:, :1]).sum(-1)
@@ -280,6 +288,20 @@ def test_a_larger_picture_shows_the_same(painter, row):
     assert large.shape == (3, 256, 256)
     reduced = F.interpolate(large[None], (32, 32), mode="area")
     assert (reduced - F.interpolate(small[None], (32, 32), mode="area")).abs().mean() < 0.08
+
+
+def test_pictures_are_never_mirrored(painter):
+    painter.whole, painter.half = (  # left halves
+        renderings * (torch.arange(renderings.shape[-1]) < renderings.shape[-1] // 2)
+        for renderings in (painter.whole, painter.half)
+    )
+    rng = random.Random(0)
+    for layout in (scenes.WHOLE, scenes.SMALL):
+        for _ in range(10):
+            picture = painter.paint(scene("cat", layout=layout, background=BLUE), rng)
+            there = (picture - picture[:, :1, -1:]).abs().sum(0) > 0.1
+            x = there.nonzero()[:, 1].float()
+            assert x.max() < 72  # the right half, moved by up to 8 pixels, would reach 120
 
 
 @pytest.mark.parametrize("layout", range(scenes.PAIR))

@@ -140,6 +140,7 @@ class Subject:
     article: str  # "a", "an" or "" (plurals, mass nouns)
     phrases: tuple[str, ...]  # other names, used in training
     synonyms: tuple[str, ...]  # never used in training: do they still work?
+    share: float  # how often training draws it: more than 1 for what readers did not recognise in a round's pictures
     group: str
 
     @property
@@ -169,6 +170,7 @@ def subjects() -> tuple[Subject, ...]:
                 article=row["article"],
                 phrases=tuple(filter(None, row["phrases"].split("|"))),
                 synonyms=tuple(filter(None, row["synonyms"].split("|"))),
+                share=float(row["share"]),
                 group=row["group"],
             )
             for i, row in enumerate(csv.DictReader(file))

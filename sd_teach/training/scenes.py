@@ -133,14 +133,15 @@ def _draw_freely(count: int, generator: torch.Generator) -> Tensor:
         return torch.rand(count, generator=generator) < p
 
     n = len(data.subjects())
+    shares = torch.tensor([subject.share for subject in data.subjects()])
     weights = torch.tensor(list(KINDS.values()))
     kind = torch.multinomial(weights, count, replacement=True, generator=generator)
     is_kind = {name: kind == i for i, name in enumerate(KINDS)}
     scenes = torch.full((count, len(ATTRIBUTES)), NONE)
-    scenes[:, SUBJECT] = integers(0, n)
+    scenes[:, SUBJECT] = torch.multinomial(shares, count, replacement=True, generator=generator)
     scenes[:, BACKGROUND] = integers(0, len(BACKGROUNDS))
-    shares = torch.tensor(list(STYLE_SHARES.values()))
-    styles = 1 + torch.multinomial(shares, count, replacement=True, generator=generator)
+    style_shares = torch.tensor(list(STYLE_SHARES.values()))
+    styles = 1 + torch.multinomial(style_shares, count, replacement=True, generator=generator)
     scenes[:, STYLE] = torch.where(is_kind["style"] | (is_kind["mixed"] & chance(0.7)), styles, 0)
     tinted = is_kind["tint"] | (is_kind["mixed"] & chance(0.7)) | (is_kind["pair"] & chance(0.3))
     scenes[:, TINT] = torch.where(tinted, integers(TINTS.start, TINTS.stop), NONE)
@@ -272,7 +273,10 @@ class Painter:
         self.colours = torch.tensor(list(data.COLOURS.values()), dtype=torch.float32)
 
     def paint(self, scene: list[int], rng: random.Random) -> Tensor:
-        """[3, size, size] in [-1, 1]; mirrored, moved and shrunk a little at random."""
+        """[3, size, size] in [-1, 1]; moved and shrunk a little at random.
+
+        Never mirrored: of a rocket that flies either way a small UNet draws both ways at once.
+        """
         size, unit = self.size, self.unit
         if scene[BACKGROUND] == NIGHT:
             picture = night_sky(size, rng)
@@ -292,8 +296,6 @@ class Painter:
             rgba = renderings[scene[STYLE], scene[who]][None]
             if scene[tint] != NONE:
                 rgba = drawings.tint(rgba, self.colours[scene[tint]][None])
-            if rng.random() < 0.5:
-                rgba = rgba.flip(-1)
             if scene[LAYOUT] == WHOLE and STYLES[scene[STYLE]] != "pixel" and rng.random() < 0.5:
                 side = round(0.94 * size)
                 rgba = F.interpolate(rgba.float(), (side, side), mode="bilinear", antialias=True)
