@@ -52,3 +52,22 @@ def test_a_meaning_is_the_line_of_the_commonest_thing(word, line):
 
 def test_things_are_nouns_in_lower_case_whose_commonest_sense_can_be_drawn():
     assert set(dictionary.things()) == {"animal", "duck", "mallard"}
+
+
+def test_nouns_have_up_to_three_words_and_names_of_several_words_are_things_unless_they_are_latin():
+    assert set(dictionary.nouns()) == {"animal", "duck", "mallard", "anas platyrhynchos", "red", "red river", "beauty"}
+    things = {noun for noun in dictionary.nouns() if dictionary.is_thing(noun, names=True)}
+    assert things == {"animal", "duck", "mallard", "red river"}
+
+
+def test_kinds_are_a_nouns_senses_and_what_lies_above_them():
+    places = [dictionary.place(noun) for noun in ("mallard", "duck", "animal")]
+    assert dictionary.kinds("mallard") == dict(zip(places, (0, 1, 2), strict=True))
+    assert dictionary.kinds("anas platyrhynchos") == dictionary.kinds("mallard")  # another name of the same
+    assert dictionary.kinds("blorp") == {}
+
+
+def test_a_noun_has_its_place_even_if_it_is_no_thing():
+    assert dictionary.thing("beauty") is None and dictionary.place("beauty") in dictionary.kinds("beauty")
+    assert dictionary.place("duck") == dictionary.thing("duck") == dictionary.thing("ducks")
+    assert dictionary.place("blorp") is None

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 from sd_teach.checkpoint import load_model
 from sd_teach.text_encoder import FrozenCLIPEmbedder
-from sd_teach.training import bundle, data, drawings, loop, metrics, scenes, text, unet, vae, words
+from sd_teach.training import bundle, data, dictionary, drawings, loop, metrics, scenes, text, unet, vae, words
 from sd_teach.unet import TimestepEmbedSequential, UNetModel
 from sd_teach.vae import AutoencoderKL
 
@@ -544,6 +544,41 @@ def test_the_command_refuses_a_bad_folder_with_exit_code_2(monkeypatch, small_fo
 def encoder() -> FrozenCLIPEmbedder:
     """The bundled text encoder."""
     return load_model("tiny").cond_stage_model
+
+
+def test_nouns_are_told_by_what_is_near_and_by_what_the_dictionary_calls_them(encoder, monkeypatch):
+    near = {
+        "hatchet": {"hatching chick": 0.55, "axe": 0.4},  # "axe" is what a hatchet is a kind of
+        "snipper": {"scissors": 0.46},
+        "thing": {"cat": 0.44},  # not near enough
+        "cat": {"cat": 1.0},  # a subject's own name
+        "phantom": {"ghost": 0.74},  # no noun of this dictionary: has to be nearer
+        "haunt": {"ghost": 0.76},
+    }
+    listed = ["hatchet", "snipper", "thing", "cat", "unheard of"]
+    tokens = list(words.whole_words(encoder.tokenizer))
+    rows = [noun for noun in listed[:-1] if noun not in tokens] + tokens
+
+    def nearness(vectors):
+        found = torch.zeros(len(vectors), len(data.subjects()))
+        for noun in near:
+            for name, value in near[noun].items():
+                found[rows.index(noun), subject(name).index] = value
+        return found
+
+    (loop.runs_folder() / "data").mkdir()
+    monkeypatch.setattr(dictionary, "nouns", lambda: listed)
+    monkeypatch.setattr(dictionary, "place", lambda noun: noun)
+    monkeypatch.setattr(dictionary, "kinds", lambda noun: {"tomahawk": 0, "axe": 1} if noun == "hatchet" else {})
+    monkeypatch.setattr(dictionary, "is_thing", lambda noun, names: noun != "unheard of")
+    monkeypatch.setattr(dictionary, "meaning", lambda noun: noun if noun in listed else None)
+    monkeypatch.setattr(text, "meanings", lambda nouns: torch.zeros(len(nouns), 1))
+    monkeypatch.setattr(text, "token_meanings", lambda tokenizer: torch.zeros(len(tokenizer), 1))
+    monkeypatch.setattr(text, "nearness", nearness)
+    told = {noun: data.subjects()[index].name for noun, index in words.nouns(encoder.tokenizer).items()}
+    assert told["hatchet"] == "axe" and told["snipper"] == told["snippers"] == "scissors" and told["haunt"] == "ghost"
+    assert told["raincloud"] == "rain cloud"
+    assert not told.keys() & {"thing", "cat", "phantom", "hatchets", "unheard of"}
 
 
 def test_two_captions_of_a_scene_differ_in_the_noun_alone():

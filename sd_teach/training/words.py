@@ -19,8 +19,9 @@ from sd_teach.text_encoder import FrozenCLIPEmbedder
 from sd_teach.training import data, dictionary, scenes, text
 from sd_teach.training.loop import Run, load_trained, parser, runs_folder, train
 
-NEAR = 0.5  # how near to a subject a noun must be for the lesson; 1 would be the same meaning
+NEAR = 0.45  # how near to a subject a noun must be for the lesson; 1 would be the same meaning
 SURE = 0.75  # the same for words that name no thing in the dictionary: "foxes", but not "thick"
+KIND = (0.3, 0.2, 0.1)  # added for what the dictionary calls a noun: another name, what it is a kind of, what that is
 KEEP = 4.0  # weight of the states of captions, which should stay
 SLOTS = 10  # after the end token all slots are alike: so many of them take part
 
@@ -38,17 +39,43 @@ def whole_words(tokenizer: CLIPTokenizer) -> dict[str, int]:
     return {word: i for word, i in words.items() if len(word) > 2 and word.isascii() and word.isalpha()}
 
 
+def called(noun: str, subjects: dict[int, int]) -> dict[int, int]:
+    """The subjects that the dictionary itself calls a noun, and how far above it each is: {subject: 0, 1 or 2}.
+
+    subjects: by the place where the dictionary has them. "guy" is another name of a cat there, but not of the animal.
+    """
+    found = {}
+    for place, level in dictionary.kinds(noun).items():
+        if place in subjects:
+            found[subjects[place]] = min(level, found.get(subjects[place], level))
+    return found
+
+
 def nouns(tokenizer: CLIPTokenizer) -> dict[str, int]:
-    """The dictionary's things, and words that are one token, each with the subject it is near to; no subject's name."""
-    cache = runs_folder() / "data" / f"nouns_{len(data.subjects())}_{NEAR}_{SURE}.pt"
+    """The dictionary's things, and words that are one token, each with the subject it is near to; no subject's name.
+
+    Beside how near meanings are, it counts what the dictionary itself calls a noun. Names of two words written as one
+    ("raincloud") belong to them, too, and plurals where the subject is named in the plural.
+    """
+    cache = runs_folder() / "data" / f"nouns_{len(data.subjects())}_{NEAR}_{SURE}_{KIND[0]}.pt"
     if not cache.exists():
-        things, words = dictionary.things(), whole_words(tokenizer)
-        vectors = torch.cat([text.meanings(list(things)), text.token_meanings(tokenizer)[list(words.values())]])
-        best, nearest = text.nearness(vectors).max(1)
-        names = {name for subject in data.subjects() for name in subject.names}
-        told = zip([*things, *words], best.tolist(), nearest.tolist(), strict=True)
-        near = {word: subject for word, near, subject in told if near > (NEAR if dictionary.meaning(word) else SURE)}
-        torch.save({word: subject for word, subject in near.items() if word not in names}, cache)
+        names = {name: subject.index for subject in data.subjects() for name in subject.names}
+        places = {dictionary.place(name): subject for name, subject in names.items()}
+        kinds = {noun: called(noun, places) for noun in dictionary.nouns()}
+        words = whole_words(tokenizer)
+        things = [noun for noun in kinds if kinds[noun] or dictionary.is_thing(noun, names=True)]
+        things = [noun for noun in things if noun not in words]
+        near = text.nearness(torch.cat([text.meanings(things), text.token_meanings(tokenizer)[list(words.values())]]))
+        told = {}
+        for word, row in zip([*things, *words], near, strict=True):
+            for subject, level in kinds.get(word, {}).items():
+                row[subject] += KIND[level]
+            if row.max() > (NEAR if kinds.get(word) or dictionary.meaning(word) else SURE):
+                told[word] = int(row.argmax())
+        several = [word for word, subject in told.items() if data.subjects()[subject].name.endswith("s")]
+        told = {scenes.plural(word): told[word] for word in several if not word.endswith("s")} | told
+        told |= {name.replace(" ", ""): subject for name, subject in names.items()}
+        torch.save({word: subject for word, subject in told.items() if word not in names}, cache)
     return torch.load(cache, weights_only=True)
 
 
