@@ -20,8 +20,8 @@ from sd_teach.training import data, drawings, scenes
 HERO = (
     "a cat",
     "a purple owl",
-    "pixel art of a rocket at night",
-    "a line drawing of a bicycle",
+    "pixel art of a burger at night",
+    "a line drawing of a butterfly",
     "a pizza on a green background",
     "a flat icon of a castle",
     "a penguin on a pink background",
@@ -29,7 +29,7 @@ HERO = (
     "a lantern at night",
     "pixel art of a mushroom",
     "a blue guitar",
-    "a house on a blue background",
+    "a rocket on a yellow background",
 )
 SIZED = (
     "a cat on a blue background",
