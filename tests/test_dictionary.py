@@ -3,6 +3,7 @@
 import pytest
 
 from sd_teach.training import data, dictionary
+from sd_teach.training.words import called
 
 SENSES = [  # lexicographer file, words, place of what it is a kind of, gloss
     (5, ["animal"], None, "a living being"),
@@ -71,3 +72,10 @@ def test_a_noun_has_its_place_even_if_it_is_no_thing():
     assert dictionary.thing("beauty") is None and dictionary.place("beauty") in dictionary.kinds("beauty")
     assert dictionary.place("duck") == dictionary.thing("duck") == dictionary.thing("ducks")
     assert dictionary.place("blorp") is None
+
+
+def test_a_noun_is_called_what_lies_above_it_in_the_same_sense():
+    subjects = {dictionary.place("duck"): 7, dictionary.place("red river"): 8, None: 9}
+    assert called("mallard", subjects) == {7: 1}
+    assert called("duck", subjects) == {7: 0}
+    assert called("beauty", subjects) == {}

@@ -39,14 +39,18 @@ def _sense(place: int) -> tuple[int, list[str], str, int | None]:
     return int(fields[1]), words, re.split('[;"]', gloss)[0].strip(), int(above[1]) if above else None
 
 
+def _lemma(noun: str) -> str:
+    """A noun as the dictionary lists it: "kittens" -> "kitten"."""
+    return noun if noun in _files()[0] else noun.removesuffix("s")
+
+
 def thing(noun: str) -> int | None:
     """The place of the commonest thing a noun names, None where it names none."""
-    senses, _ = _files()
-    lemma = noun if noun in senses else noun.removesuffix("s")
-    for place in senses.get(lemma, ())[:4]:
-        category, words, _, _ = _sense(place)
+    lemma = _lemma(noun)
+    for sense in _files()[0].get(lemma, ())[:4]:
+        category, words, _, _ = _sense(sense)
         if category in THINGS and (lemma in words or " " in lemma):  # "red" is no Red River
-            return place
+            return sense
     return None
 
 
@@ -55,11 +59,10 @@ def meaning(noun: str) -> str | None:
 
     "kitten" -> "kitten, kitty: young mammal, young domestic cat".
     """
-    if (place := thing(noun)) is None:
+    if (sense := thing(noun)) is None:
         return None
-    _, words, gloss, above = _sense(place)
-    lemma = noun if noun in _files()[0] else noun.removesuffix("s")
-    others = [other for other in words[:3] if other != lemma]
+    _, words, gloss, above = _sense(sense)
+    others = [other for other in words[:3] if other != _lemma(noun)]
     kind = "" if above is None else _sense(above)[1][0]
     return f"{', '.join([noun, *others])}: {kind}, {gloss}"
 
@@ -77,10 +80,10 @@ def kinds(noun: str) -> dict[int, int]:
     "hatchet" -> {tomahawk: 0, weapon: 1, ..., axe: 1, edge tool: 2}, by their places; of its four commonest senses.
     """
     found = {}
-    for place in _files()[0].get(noun, ())[:4]:
+    for sense in _files()[0].get(noun, ())[:4]:
         for level in range(3):
-            found[place] = min(level, found.get(place, level))
-            if (place := _sense(place)[3]) is None:
+            found[sense] = min(level, found.get(sense, level))
+            if (sense := _sense(sense)[3]) is None:
                 break
     return found
 
