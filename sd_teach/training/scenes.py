@@ -297,9 +297,9 @@ class Painter:
             if scene[tint] != NONE:
                 rgba = drawings.tint(rgba, self.colours[scene[tint]][None])
             if scene[LAYOUT] == WHOLE and STYLES[scene[STYLE]] != "pixel" and rng.random() < 0.5:
-                side = round(0.94 * size)
-                rgba = F.interpolate(rgba.float(), (side, side), mode="bilinear", antialias=True)
-                x, y = rng.randint(0, size - side), rng.randint(0, size - side)
+                side = round(0.94 * 128)
+                x, y = unit * rng.randint(0, 128 - side), unit * rng.randint(0, 128 - side)
+                rgba = F.interpolate(rgba.float(), (unit * side, unit * side), mode="bilinear", antialias=True)
             side = rgba.shape[-1]
             rgba = rgba[0].float()
             picture = picture.clone()
@@ -323,11 +323,11 @@ def night_sky(size: int, rng: random.Random) -> Tensor:
 
 def spoil(picture: Tensor, rng: random.Random) -> Tensor:
     """[3, size, size], 0..255, cut, coarse and packed: "lowres, cropped, worst quality, jpeg artifacts"."""
-    size = picture.shape[-1]
-    side = rng.randint(80, 112) * size // 128
-    x, y = rng.randint(0, size - side), rng.randint(0, size - side)
+    size, unit = picture.shape[-1], picture.shape[-1] // 128
+    side = rng.randint(80, 112)
+    x, y = unit * rng.randint(0, 128 - side), unit * rng.randint(0, 128 - side)
     coarse = rng.randint(18, 30)
-    small = F.interpolate(picture[None, :, y : y + side, x : x + side], (coarse, coarse), mode="area")
+    small = F.interpolate(picture[None, :, y : y + unit * side, x : x + unit * side], (coarse, coarse), mode="area")
     large = F.interpolate(small, (size, size), mode="bilinear")[0]
     packed = io.BytesIO()
     Image.fromarray(large.clamp(0, 255).byte().permute(1, 2, 0).numpy()).save(packed, "JPEG", quality=12)
