@@ -57,14 +57,15 @@ def nouns(tokenizer: CLIPTokenizer) -> dict[str, int]:
     Beside how near meanings are, it counts what the dictionary itself calls a noun. Names of two words written as one
     ("raincloud") belong to them, too, and plurals where the subject is named in the plural.
     """
-    cache = runs_folder() / "data" / f"nouns_{len(data.subjects())}_{NEAR}_{SURE}_{KIND[0]}.pt"
+    settings = "_".join(map(str, (len(data.subjects()), NEAR, SURE, *KIND)))
+    cache = runs_folder() / "data" / f"nouns_{settings}.pt"
     if not cache.exists():
         names = {name: subject.index for subject in data.subjects() for name in subject.names}
         places = {dictionary.place(name): subject for name, subject in names.items()}
         kinds = {noun: called(noun, places) for noun in dictionary.nouns()}
         words = whole_words(tokenizer)
-        things = [noun for noun in kinds if kinds[noun] or dictionary.is_thing(noun, names=True)]
-        things = [noun for noun in things if noun not in words]
+        others = [noun for noun in kinds if noun not in words]
+        things = [noun for noun in others if kinds[noun] or dictionary.is_thing(noun, names=True)]
         near = text.nearness(torch.cat([text.meanings(things), text.token_meanings(tokenizer)[list(words.values())]]))
         told = {}
         for word, row in zip([*things, *words], near, strict=True):
