@@ -19,10 +19,12 @@ from torch import nn
 from torch.testing import assert_close
 
 from sd_teach.checkpoint import load_model
+from sd_teach.diffusion import Defaults, ModelConfig
+from sd_teach.noise import NoiseSchedule
 from sd_teach.text_encoder import FrozenCLIPEmbedder
-from sd_teach.training import bundle, data, dictionary, drawings, loop, metrics, scenes, text, unet, vae, words
+from sd_teach.training import bundle, data, decoder, dictionary, drawings, loop, metrics, scenes, text, unet, vae, words
 from sd_teach.unet import TimestepEmbedSequential, UNetModel
-from sd_teach.vae import AutoencoderKL
+from sd_teach.vae import AutoencoderKL, VAEConfig
 
 COLOURS = list(data.COLOURS)
 
@@ -212,9 +214,10 @@ def test_styles_are_drawn_as_often_as_they_are_hard():
 def test_things_that_were_not_recognised_are_drawn_more_often():
     first = scenes.draw(40_000, torch.Generator().manual_seed(0))[::4, scenes.SUBJECT]
     shares = torch.tensor([s.share for s in data.subjects()])
-    assert shares.unique().tolist() == [1, 4]
-    often = (shares == 4)[first].float().mean().item()
-    assert often == pytest.approx((shares[shares == 4].sum() / shares.sum()).item(), abs=0.02)
+    assert shares.unique().tolist() == [1, 2, 4]
+    for share in (1, 2, 4):
+        often = (shares == share)[first].float().mean().item()
+        assert often == pytest.approx((shares[shares == share].sum() / shares.sum()).item(), abs=0.02)
 
 
 def test_relatives_differ_in_little():
@@ -742,6 +745,145 @@ def test_the_vae_learns_the_variance_of_the_noise_it_was_trained_with():
     step = network.quant_conv.bias.grad
     assert (step[4:] > 0).all()  # untrained log variances, near 0, are pushed down towards -6
     assert step[:4].abs().sum() > 0
+
+
+# --- the UNet's loss ---
+
+
+class Told(nn.Module):
+    """Stands for the whole model: predicts the noise in nothing (x0 = 0) exactly, but `wrong` without a caption."""
+
+    def __init__(self, wrong: float):
+        super().__init__()
+        self.wrong, self.schedule, self.idle = wrong, NoiseSchedule(), nn.Parameter(torch.zeros(1))
+        self.config = ModelConfig(defaults=Defaults(guidance_scale=5.0))
+
+    def get_learned_conditioning(self, prompts):
+        return torch.tensor([float(prompt == "") for prompt in prompts]).view(-1, 1, 1, 1)
+
+    def apply_model(self, x, t, context):
+        return x / (1 - self.schedule.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1) + self.wrong * context
+
+
+def unet_loss(wrong: float, caption: str) -> float:
+    return unet.loss(Told(wrong), torch.zeros(4000, 1, 2, 2), [caption] * 4000, torch.Generator().manual_seed(0)).item()
+
+
+def test_where_a_latent_is_settled_guidance_is_to_change_nothing(monkeypatch):
+    empty = unet_loss(1.0, "")  # each error is 1, so this is the mean of the weights
+    monkeypatch.setattr(unet, "SETTLED", 1000)
+    assert unet_loss(0.0, "a cat") == pytest.approx(0, abs=1e-9)
+    # guided by s, drawn from 1 to 5, a caption's right prediction is wrong by s - 1: the mean of its square is 16 / 3
+    assert unet_loss(1.0, "a cat") / empty == pytest.approx(16 / 3, rel=0.05)
+    assert unet_loss(1.0, "") == empty
+
+
+def test_where_it_is_not_a_caption_may_change_anything(monkeypatch):
+    below = unet_loss(1.0, "a cat")
+    monkeypatch.setattr(unet, "SETTLED", 0)
+    assert below > 0.1 and unet_loss(1.0, "a cat") == pytest.approx(0, abs=1e-9)
+
+
+def test_the_loss_weighs_each_time_step_by_the_smaller_of_its_snr_and_five(monkeypatch):
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([0, 100, 900]))
+    alphas = NoiseSchedule().alphas_cumprod[[0, 100, 900]]
+    wanted = ((alphas / (1 - alphas)).clamp(max=5) / (alphas / (1 - alphas))).mean().item()
+    got = unet.loss(Told(1.0), torch.zeros(3, 1, 2, 2), [""] * 3, torch.Generator()).item()
+    assert got == pytest.approx(wanted, rel=1e-5)
+
+
+# --- the decoder alone ---
+
+
+@pytest.fixture
+def decoding():
+    torch.manual_seed(0)
+    small = VAEConfig(ch=8, ch_mult=(1, 1, 1, 1), num_res_blocks=1, norm_groups=4)
+    return decoder.Decoding(randomise(AutoencoderKL(small))).eval()  # eval: the critic's norms stay as they are
+
+
+def gradients(module: nn.Module) -> list[torch.Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def test_the_critic_learns_from_its_own_verdict_only_and_the_encoder_not_at_all(decoding):
+    x, z = normal(2, 3, 32, 32), normal(2, 4, 4, 4, seed=1)
+    decoder.loss(decoding, x, z).backward()
+    got = gradients(decoding.critic)
+    assert got and not gradients(decoding.vae.encoder) and not gradients(decoding.vae.quant_conv)
+    assert len(gradients(decoding.vae.decoder)) == len(list(decoding.vae.decoder.parameters()))
+    decoding.zero_grad()
+    with torch.no_grad():
+        y = decoding.vae.decode(z)
+    F.softplus(decoding.critic(y)[-1] - decoding.critic(x)[-1]).mean().backward()
+    for a, b in zip(got, gradients(decoding.critic), strict=True):
+        assert_close(a, b)
+
+
+def test_the_decoder_learns_what_the_critic_takes_for_real(decoding, monkeypatch):
+    monkeypatch.setattr(vae, "reconstruction", lambda y, x: 0 * y.sum())
+    monkeypatch.setattr(decoder, "FEATURES", 0.0)
+    x, z = normal(2, 3, 32, 32), normal(2, 4, 4, 4, seed=1)
+
+    def verdict():
+        with torch.no_grad():
+            return decoding.critic(decoding.vae.decode(z))[-1].mean()
+
+    before = verdict()
+    decoder.loss(decoding, x, z).backward()
+    with torch.no_grad():
+        for p in decoding.vae.decoder.parameters():
+            p -= p.grad
+    assert verdict() > before
+
+
+def test_no_layer_of_the_critic_stretches_what_goes_through_it():
+    torch.manual_seed(0)
+    critic = decoder.Critic().train()
+    for layer in critic.layers:
+        nn.init.normal_(layer.parametrizations.weight.original)
+    for _ in range(100):  # the largest stretch is found by and by
+        critic(torch.zeros(1, 3, 16, 16))
+    for layer in critic.layers:
+        stretch = torch.linalg.matrix_norm(layer.weight.detach().flatten(1), 2).item()
+        assert stretch == pytest.approx(1, abs=0.02)
+
+
+def test_latents_are_made_of_a_pictures_own_by_its_last_steps(painter, monkeypatch):
+    model, rng = load_model("tiny"), random.Random(0)
+    rows = scenes.draw(4, torch.Generator().manual_seed(0)).tolist()
+    pictures = torch.stack([painter.paint(row, rng) for row in rows])
+    with torch.inference_mode():
+        own = model.first_stage_model.encode(pictures).mode()
+    away = []
+    for most in (1, 20):
+        monkeypatch.setattr(decoder, "MOST", most)
+        drawn = decoder.made(model, pictures, [metrics.prompt(row) for row in rows], torch.Generator().manual_seed(1))
+        away.append(((drawn - own).square().mean() / own.square().mean()).item())
+    assert away[0] < 0.01  # one step of twenty: hardly any noise
+    assert away[1] > 10 * away[0]
+
+
+def test_made_latents_are_kept_with_the_run_beside_their_pictures(painter, monkeypatch):
+    monkeypatch.setattr(scenes, "Painter", lambda: painter)
+    stored = decoder.Made(loop.Run("r"), 16)
+    x, z = stored.draw(5, torch.Generator().manual_seed(0))
+    assert x.shape == (5, 3, 128, 128) and z.shape == (5, 4, 16, 16)
+    model = load_model("tiny").first_stage_model
+    with torch.inference_mode():
+        own = model.encode(x).mode()
+    assert (torch.cdist(z.flatten(1), own.flatten(1)).argmin(1) == torch.arange(5)).sum() >= 4
+    assert torch.equal(decoder.Made(loop.Run("r"), 16).latents, stored.latents)
+
+
+def test_the_decoders_run_comes_before_the_autoencoders(monkeypatch):
+    networks = [AutoencoderKL(vae.TINY) for _ in range(3)]
+    loop.Run("vae").save(average=networks[0].state_dict())
+    vae.load_autoencoder(networks[2])
+    assert torch.equal(networks[2].decoder.conv_in.weight, networks[0].decoder.conv_in.weight)
+    loop.Run("decoder").save(average=decoder.Decoding(networks[1]).state_dict())
+    vae.load_autoencoder(networks[2])
+    assert torch.equal(networks[2].decoder.conv_in.weight, networks[1].decoder.conv_in.weight)
 
 
 # --- the yardsticks ---

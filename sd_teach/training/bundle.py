@@ -16,8 +16,8 @@ from sd_teach.checkpoint import load_model, save_model
 from sd_teach.pipeline import StableDiffusion
 from sd_teach.stored import find_shards, find_tensors
 from sd_teach.tiny_256 import name_around
-from sd_teach.training import data, dictionary, drawings, metrics, scenes, text, unet, words
-from sd_teach.training.loop import Run, load_trained
+from sd_teach.training import data, dictionary, drawings, metrics, scenes, text, unet, vae, words
+from sd_teach.training.loop import Run
 
 LARGE = ASSETS / "tiny-256"
 VOCABULARY = "clip_anytorch==2.6.0"
@@ -79,8 +79,9 @@ as eyes, that are not always better. So the smaller one, which is faster, too (0
 
 ## How it was made
 On two CPU cores beside other work, in rounds: each went on from what the one before had bundled. The commands are
-`python -m sd_teach.training.scenes`, `.vae`, `.text`, `.words`, `.unet`, `.bundle`; a run called vae_something went on
-with the decoder alone (`--decoder-of`), so that latents stayed as they were, and those called whole saw whole pictures.
+`python -m sd_teach.training.scenes`, `.vae`, `.text`, `.words`, `.unet`, `.decoder`, `.bundle`; the runs called
+vae_decoder trained the decoder alone, by pictures only, so that latents stayed as they were, and those called whole saw
+whole pictures.
 One pair in ten of subject and background, subject and colour, subject and style was never trained on
 (`assets/emoji/held_out.csv`). No word in the column `synonyms` of `captions.csv` ever stood in a caption of a picture;
 some are among the dictionary's nouns, which the text encoder was taught by what another encoder says of their meaning
@@ -287,9 +288,6 @@ def main() -> None:
     options.add_argument("--prompts", type=int, help="prompts a seed for the figures (default: one for each subject)")
     options.add_argument("--seeds", type=int, default=3, help="seeds for the figures (default: 3)")
     options.add_argument(
-        "--vae", nargs="+", default=["vae"], metavar="RUN", help="runs of the VAE, the last is taken (default: vae)"
-    )
-    options.add_argument(
         "--large", metavar="RUN", help="write assets/tiny-256 instead, from this run on pictures of 256 x 256"
     )
     options = options.parse_args()
@@ -297,12 +295,12 @@ def main() -> None:
         bundle_large(options.large)
         folder, runs = LARGE, [options.large]
     else:
-        model = unet.trained("unet") if Run("unet").checkpoint.exists() else load_model("tiny")
+        model = unet.latest()
         words.load_text_encoder(model.cond_stage_model)
-        load_trained(model.first_stage_model, options.vae[-1], "first_stage_model.")
+        vae.load_autoencoder(model.first_stage_model)
         save_model(model, options.folder)
         write_tokenizer(options.folder)
-        folder, runs = options.folder, [*options.vae, "text", "words", "unet"]
+        folder, runs = options.folder, ["vae", "text", "words", "unet", "decoder"]
     model = StableDiffusion.from_pretrained(folder).model  # what others will load: rounded to float16
     figures = metrics.measure(model, options.prompts, options.seeds)
     (folder / "metrics.json").write_text(json.dumps(figures, indent=1) + "\n")

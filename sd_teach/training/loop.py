@@ -1,4 +1,4 @@
-"""What the three trainings share: a run's folder, exact resumption, the optimisation loop, the options.
+"""What the trainings share: a run's folder, exact resumption, the optimisation loop, the options.
 
 Runs live outside the checkout, in `$SD_TEACH_RUNS` (default `~/.cache/sd_teach/runs`), one folder each:
 `checkpoint.pt` (weights, their moving average, optimiser, step), `log.jsonl` (a line a checkpoint) and `samples/`.

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from sd_teach.attention import BasicTransformerBlock
 from sd_teach.checkpoint import load_model, save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
+from sd_teach.guidance import classifier_free_guidance
 from sd_teach.noise import q_sample
 from sd_teach.pipeline import cpu_has_bf16
 from sd_teach.tiny_256 import name_around
@@ -42,6 +43,7 @@ TINY = UNetConfig(
 OFFSET = 0.1  # standard deviation of the noise that all places of a channel share
 CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
+SETTLED = 400  # below this time step a latent itself shows what its caption says
 
 
 def with_outer_level(config: UNetConfig) -> UNetConfig:
@@ -98,7 +100,7 @@ def assemble(scale_factor: float, size: int = scenes.SIZE) -> LatentDiffusion:
     defaults = Defaults(image_size=size, guidance_scale=5.0)
     config = ModelConfig(text.TINY, config_for(size), vae.TINY, scale_factor=scale_factor, defaults=defaults)
     model = LatentDiffusion(config)
-    load_trained(model.first_stage_model, "vae", "first_stage_model.")
+    vae.load_autoencoder(model.first_stage_model)
     words.load_text_encoder(model.cond_stage_model)
     return model.requires_grad_(False).eval()
 
@@ -153,6 +155,11 @@ def trained(run: str, size: int = scenes.SIZE) -> LatentDiffusion:
     return model
 
 
+def latest() -> LatentDiffusion:
+    """The miniature with the UNet of the run "unet", or that of assets/tiny where there is no such run."""
+    return trained("unet") if Run("unet").checkpoint.exists() else load_model("tiny")
+
+
 class Pictures:
     """The user's own pictures and texts, encoded once, as they are and mirrored; drawn like those of a Pool."""
 
@@ -181,9 +188,19 @@ def loss(model: LatentDiffusion, x0: Tensor, captions: list[str], generator: tor
     noise = torch.randn(x0.shape, generator=generator)
     noise = noise + OFFSET * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
     x_t = q_sample(x0, t, noise, model.schedule).contiguous(memory_format=torch.channels_last)
-    context = model.get_learned_conditioning(captions)
+    settled = ((t < SETTLED) & torch.tensor([caption != "" for caption in captions])).nonzero()[:, 0]
+    scale = 1 + (model.config.defaults.guidance_scale - 1) * torch.rand(len(settled), 1, 1, 1, generator=generator)
+    context = model.get_learned_conditioning([*captions, *[""] * len(settled)])
+    x_t, again = torch.cat([x_t, x_t[settled]]), torch.cat([t, t[settled]])
     with sdpa_kernel(SDPBackend.MATH):  # on maps as small as these its way back is faster than the fused one's
-        eps = model.apply_model(x_t.to(device), t.to(device), context).float()
+        eps, uncond = (
+            model.apply_model(x_t.to(device), again.to(device), context)
+            .float()
+            .split_with_sizes((len(t), len(settled)))
+        )
+    # a network that is unsure gives two predictions that differ, and guidance would make blotches of the difference
+    guided = classifier_free_guidance(uncond, eps[settled], scale.to(device))
+    eps = eps.index_copy(0, settled.to(device), guided)
     error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
     weights = (5.0 * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, 5) / SNR
     return (weights.to(device) * error).mean()

@@ -18,6 +18,12 @@ TINY = VAEConfig(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=8)
 NOISE = 0.05  # standard deviation added to latents, whose own is about 2
 
 
+def load_autoencoder(vae: AutoencoderKL) -> None:
+    """Give it the weights of the run "decoder", or else those of the run "vae", or else assets/tiny's."""
+    name = "decoder" if Run("decoder").checkpoint.exists() else "vae"
+    load_trained(vae, name, "first_stage_model.", inside="vae." if name == "decoder" else "")
+
+
 class Crops:
     """Random crops, `side` pixels wide, of the training pictures in all styles on all kinds of backgrounds."""
 
@@ -62,31 +68,29 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
+def reconstruction(y: Tensor, x: Tensor) -> Tensor:
+    """How far decoded pictures y are from x, both [b, 3, h, w]."""
+    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
+    return F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * edge
+
+
 def loss(vae: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
     posterior = vae.encode(x)
     noise = NOISE * torch.randn(posterior.mean.shape, generator=generator).to(x)
     y = vae.decode(posterior.mean + noise).float()
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
-    edge = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
     variance = 0.01 * (logvar - 2 * torch.tensor(NOISE).log()).square().mean()
-    return F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * edge + 1e-4 * mean.square().mean() + variance
+    return reconstruction(y, x) + 1e-4 * mean.square().mean() + variance
 
 
 def main() -> None:
     options = parser(__doc__, run="vae", steps=40_000, batch=8, lr=1e-3)
-    options.add_argument(
-        "--decoder-of", metavar="RUN", help="go on with the decoder of that run alone: its latents stay as they are"
-    )
     options.add_argument("--crop", type=int, default=64, help="pixels on a side of what is trained on, 128 at most")
     options = options.parse_args()
     run = Run(options.run)
     torch.manual_seed(0)
     vae = AutoencoderKL(TINY)
-    if options.decoder_of:
-        load_trained(vae, options.decoder_of, "first_stage_model.")
-        vae.encoder.requires_grad_(False)
-        vae.quant_conv.requires_grad_(False)
-    elif not options.fresh:
+    if not options.fresh:
         start_from_bundled(vae, "first_stage_model.")
     crops = Crops(options.crop)
     kept = {size: metrics.kept_pictures(size) for size in (128, 256)}
