@@ -755,25 +755,30 @@ class Told(nn.Module):
 
     def __init__(self, wrong: float):
         super().__init__()
-        self.wrong, self.schedule, self.idle = wrong, NoiseSchedule(), nn.Parameter(torch.zeros(1))
+        self.wrong, self.schedule, self.said = wrong, NoiseSchedule(), nn.Parameter(torch.zeros(1))
         self.config = ModelConfig(defaults=Defaults(guidance_scale=5.0))
 
     def get_learned_conditioning(self, prompts):
         return torch.tensor([float(prompt == "") for prompt in prompts]).view(-1, 1, 1, 1)
 
     def apply_model(self, x, t, context):
-        return x / (1 - self.schedule.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1) + self.wrong * context
+        right = x / (1 - self.schedule.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
+        return right + torch.where(context == 1, self.wrong, self.said)
 
 
 def unet_loss(wrong: float, caption: str) -> float:
-    return unet.loss(Told(wrong), torch.zeros(4000, 1, 2, 2), [caption] * 4000, torch.Generator().manual_seed(0)).item()
+    model, x0 = Told(wrong), torch.zeros(4000, 1, 2, 2)
+    loss = unet.loss(model, x0, [caption] * len(x0), torch.Generator().manual_seed(0))
+    loss.backward()
+    assert model.said.grad.abs() < 1e-6  # a right prediction is not drawn to a wrong one
+    return loss.item()
 
 
-def test_where_a_latent_is_settled_guidance_is_to_change_nothing(monkeypatch):
+def test_where_a_latent_is_settled_guidance_is_to_add_nothing(monkeypatch):
     empty = unet_loss(1.0, "")  # each error is 1, so this is the mean of the weights
     monkeypatch.setattr(unet, "SETTLED", 1000)
     assert unet_loss(0.0, "a cat") == pytest.approx(0, abs=1e-9)
-    # guided by s, drawn from 1 to 5, a caption's right prediction is wrong by s - 1: the mean of its square is 16 / 3
+    # guided by s, drawn from 1 to 5, the caption's prediction moves by s - 1: the mean of its square is 16 / 3
     assert unet_loss(1.0, "a cat") / empty == pytest.approx(16 / 3, rel=0.05)
     assert unet_loss(1.0, "") == empty
 
@@ -925,8 +930,10 @@ def test_prompts_for_the_metrics_ask_for_the_pairs_they_claim(held_out):
     assert len(set(metrics.pairs(False, 0)[2])) == len(COLOURS)
 
 
-def test_the_kept_pictures_are_there():
-    assert metrics.kept_pictures(32).shape == (50, 3, 32, 32)
+def test_the_kept_pictures_are_there_and_no_scene_shows_one():
+    assert metrics.kept_pictures(32).shape == (33, 3, 32, 32)
+    kept = {path.stem for path in (data.EMOJI / "kept").glob("*.webp")}
+    assert kept.isdisjoint(subject.code for subject in data.subjects())
 
 
 # --- the parts fit together ---

@@ -109,8 +109,9 @@ def base_codes() -> tuple[str, ...]:
 
 
 def kept_from_vae() -> tuple[str, ...]:
-    """Code points the autoencoder never trains on: every 25th picture."""
-    return base_codes()[12::25]
+    """Code points the autoencoder never trains on: every 25th picture, unless it is a subject."""
+    scenes_show = {subject.code for subject in subjects()}
+    return tuple(code for code in base_codes()[12::25] if code not in scenes_show)
 
 
 def load_rgba(codes: list[str], size: int, folder: Path | None = None) -> Tensor:

@@ -114,7 +114,7 @@ def loss(model: Decoding, x: Tensor, z: Tensor) -> Tensor:
 
 
 def main() -> None:
-    options = parser(__doc__, run="decoder", steps=4000, batch=8, lr=4e-4)
+    options = parser(__doc__, run="decoder", steps=4000, batch=8, lr=4e-4, fresh=False)
     options.add_argument("--made", type=int, default=4096, help="how many latents the UNet makes in advance")
     options = options.parse_args()
     run = Run(options.run)

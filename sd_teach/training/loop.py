@@ -28,8 +28,10 @@ def runs_folder() -> Path:
     return Path(os.environ.get("SD_TEACH_RUNS", "~/.cache/sd_teach/runs")).expanduser()
 
 
-def parser(description: str, *, run: str, steps: int, batch: int, lr: float) -> argparse.ArgumentParser:
-    """The options every training command has, with this training's defaults."""
+def parser(
+    description: str, *, run: str, steps: int, batch: int, lr: float, fresh: bool = True
+) -> argparse.ArgumentParser:
+    """The options every training command has, with this training's defaults. fresh: whether it can begin anew."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--run", default=run, help="name of the run's folder; an existing run is resumed")
     options.add_argument("--steps", type=int, default=steps, help="length of the whole run, resumed part included")
@@ -38,7 +40,8 @@ def parser(description: str, *, run: str, steps: int, batch: int, lr: float) -> 
     options.add_argument("--every", type=int, default=1000, help="steps between checkpoints, metrics and samples")
     options.add_argument("--device", default=fastest_device(), help="cpu, cuda or mps")
     options.add_argument("--precision", choices=("fp32", "bf16"), help="default: bf16 where the hardware has it")
-    options.add_argument("--fresh", action="store_true", help="start from random weights, not from assets/tiny")
+    if fresh:
+        options.add_argument("--fresh", action="store_true", help="start from random weights, not from assets/tiny")
     return options
 
 

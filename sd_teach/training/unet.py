@@ -4,6 +4,9 @@ Stable Diffusion's own training in small: latents of pictures, noised to a rando
 text encoder's states of the caption, predicts the noise; one caption in ten is left empty, for classifier-free
 guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 2023, https://arxiv.org/abs/2303.09556),
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
+Where a latent is settled, below the time step SETTLED, the prediction without the caption is drawn to the one with it:
+guidance makes blotches of their differences there, and has nothing left to decide (Kynkäänniemi et al. 2024,
+https://arxiv.org/abs/2404.07724, leave it out at both ends).
 
 With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
 level, and a little of what it surrounds, is trained (`own_weights`). After a new UNet it has to be trained again, which
@@ -181,7 +184,10 @@ class Pictures:
 
 
 def loss(model: LatentDiffusion, x0: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
-    """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance."""
+    """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance.
+
+    Below SETTLED also the square of what guidance adds to it, at a random scale between 1 and the default one.
+    """
     device = next(model.parameters()).device
     alphas = model.schedule.alphas_cumprod
     t = torch.randint(len(alphas), (len(x0),), generator=generator)
@@ -193,15 +199,11 @@ def loss(model: LatentDiffusion, x0: Tensor, captions: list[str], generator: tor
     context = model.get_learned_conditioning([*captions, *[""] * len(settled)])
     x_t, again = torch.cat([x_t, x_t[settled]]), torch.cat([t, t[settled]])
     with sdpa_kernel(SDPBackend.MATH):  # on maps as small as these its way back is faster than the fused one's
-        eps, uncond = (
-            model.apply_model(x_t.to(device), again.to(device), context)
-            .float()
-            .split_with_sizes((len(t), len(settled)))
-        )
-    # a network that is unsure gives two predictions that differ, and guidance would make blotches of the difference
-    guided = classifier_free_guidance(uncond, eps[settled], scale.to(device))
-    eps = eps.index_copy(0, settled.to(device), guided)
+        predicted = model.apply_model(x_t.to(device), again.to(device), context).float()
+    eps, uncond = predicted[: len(t)], predicted[len(t) :]
+    added = classifier_free_guidance(uncond, eps[settled].detach(), scale.to(device)) - eps[settled].detach()
     error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
+    error = error.index_add(0, settled.to(device), added.square().mean(dim=(1, 2, 3)))
     weights = (5.0 * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, 5) / SNR
     return (weights.to(device) * error).mean()
 

@@ -158,7 +158,7 @@ class Checks:
 
 
 def main() -> None:
-    options = parser(__doc__, run="words", steps=4000, batch=128, lr=1e-3)
+    options = parser(__doc__, run="words", steps=4000, batch=128, lr=1e-3, fresh=False)
     options = options.parse_args()
     run = Run(options.run)
     torch.manual_seed(0)
