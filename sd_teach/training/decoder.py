@@ -101,15 +101,14 @@ class Made:
 
 def loss(model: Decoding, x: Tensor, z: Tensor) -> Tensor:
     """Of the decoder, for pictures x [b, 3, h, w] and latents z that it is to give them for, and of the critic."""
-    y = model.vae.decode(z).float()
+    y, real = model.vae.decode(z).float(), model.critic(x)
     held = {name: weight.detach() for name, weight in model.critic.named_parameters()}
     seen = functional_call(model.critic, held, y)  # the decoder's part: the critic as it is
-    with torch.no_grad():
-        wanted = model.critic(x)
+    wanted = [layer.detach() for layer in real]
     features = sum(F.l1_loss(a, b) for a, b in zip(seen[:-1], wanted[:-1], strict=True))
     # whose patches look more real: the critic says the scene's, the decoder wants its own
     decoder = F.softplus(wanted[-1] - seen[-1]).mean()
-    critic = F.softplus(model.critic(y.detach())[-1] - model.critic(x)[-1]).mean()
+    critic = F.softplus(model.critic(y.detach())[-1] - real[-1]).mean()
     return vae.reconstruction(y, x) + CRITIC * decoder + FEATURES * features + critic
 
 
@@ -135,7 +134,7 @@ def main() -> None:
     def evaluate(average: nn.Module, step: int) -> dict[str, float]:
         miniature.first_stage_model = average.vae
         x, z = latents.draw(24, torch.Generator().manual_seed(0))
-        pairs = torch.stack([x, average.vae.decode(z)], dim=1).flatten(0, 1)
+        pairs = torch.stack([x, average.vae.decode(z.to(options.device)).cpu()], dim=1).flatten(0, 1)
         metrics.contact_sheet(pairs, 12).save(run.folder / "samples" / f"{step:06d}.png")
         return {f"psnr_{size}": metrics.vae_psnr(miniature, size) for size in (128, 256)}
 

@@ -274,9 +274,10 @@ def pairs(held_out: bool, turn: int, count: int | None = None) -> tuple[list[str
 
 def vae_psnr(model: LatentDiffusion, size: int) -> float:
     """Mean PSNR in dB over the pictures kept from the VAE's training."""
-    pictures = kept_pictures(size)
+    pictures, vae = kept_pictures(size), model.first_stage_model
+    device = next(vae.parameters()).device
     with torch.inference_mode():
-        decoded = [model.first_stage_model.decode(model.first_stage_model.encode(b).mode()) for b in pictures.split(8)]
+        decoded = [vae.decode(vae.encode(batch.to(device)).mode()).cpu() for batch in pictures.split(8)]
     return psnr(torch.cat(decoded), pictures).mean().item()
 
 
