@@ -33,7 +33,7 @@ CRITIC, FEATURES = 0.03, 0.3  # weights in the loss
 class Critic(nn.Module):
     """Tells a picture's patches from a decoder's: [b, 3, h, w] -> features of each layer, the last [b, 1, h/8, w/8].
 
-    Each layer is kept from stretching what goes through it (Miyato et al. 2018, https://arxiv.org/abs/1802.05957).
+    Each layer's weights, as a matrix, have norm 1 (Miyato et al. 2018, https://arxiv.org/abs/1802.05957).
     """
 
     def __init__(self, width: int = 32):
@@ -77,7 +77,7 @@ class Made:
     """Scenes with latents that the UNet made of them, kept with the run. pictures: uint8 [n, 3, 128, 128]."""
 
     def __init__(self, run: Run, count: int):
-        file = run.folder / "made.pt"
+        file = run.folder / f"made_{count}.pt"
         if not file.exists():
             model, painter, rng = unet.latest(), scenes.Painter(), random.Random(count)
             generator = torch.Generator().manual_seed(count)
@@ -123,11 +123,11 @@ def main() -> None:
     model = Decoding(miniature.first_stage_model)
 
     def loss_at(generator: torch.Generator) -> Tensor:
-        x = crops.draw(options.batch // 2, generator).to(options.device)
+        x = crops.draw(options.batch - options.batch // 2, generator).to(options.device)
         with torch.no_grad():
             z = model.vae.encode(x).mean
         z = z + vae.NOISE * torch.randn(z.shape, generator=generator).to(z)
-        more_x, more_z = (part.to(options.device) for part in latents.draw(options.batch - len(x), generator))
+        more_x, more_z = (part.to(options.device) for part in latents.draw(options.batch // 2, generator))
         return loss(model, torch.cat([x, more_x]), torch.cat([z, more_z]))
 
     @torch.no_grad()

@@ -159,8 +159,13 @@ def trained(run: str, size: int = scenes.SIZE) -> LatentDiffusion:
 
 
 def latest() -> LatentDiffusion:
-    """The miniature with the UNet of the run "unet", or that of assets/tiny where there is no such run."""
-    return trained("unet") if Run("unet").checkpoint.exists() else load_model("tiny")
+    """The miniature as the runs have it by now, each part from assets/tiny where there is no such run."""
+    if Run("unet").checkpoint.exists():
+        return trained("unet")
+    model = load_model("tiny")
+    words.load_text_encoder(model.cond_stage_model)
+    vae.load_autoencoder(model.first_stage_model)
+    return model
 
 
 class Pictures:
@@ -186,18 +191,20 @@ class Pictures:
 def loss(model: LatentDiffusion, x0: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
     """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance.
 
-    Below SETTLED also the square of what guidance adds to it, at a random scale between 1 and the default one.
+    Below SETTLED also the square of what guidance adds to it, at a random scale between 1 and the default one: for the
+    prediction without the caption to change, not for the one with it.
     """
     device = next(model.parameters()).device
     alphas = model.schedule.alphas_cumprod
     t = torch.randint(len(alphas), (len(x0),), generator=generator)
     noise = torch.randn(x0.shape, generator=generator)
     noise = noise + OFFSET * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
-    x_t = q_sample(x0, t, noise, model.schedule).contiguous(memory_format=torch.channels_last)
+    x_t = q_sample(x0, t, noise, model.schedule)
     settled = ((t < SETTLED) & torch.tensor([caption != "" for caption in captions])).nonzero()[:, 0]
     scale = 1 + (model.config.defaults.guidance_scale - 1) * torch.rand(len(settled), 1, 1, 1, generator=generator)
     context = model.get_learned_conditioning([*captions, *[""] * len(settled)])
-    x_t, again = torch.cat([x_t, x_t[settled]]), torch.cat([t, t[settled]])
+    x_t = torch.cat([x_t, x_t[settled]]).contiguous(memory_format=torch.channels_last)
+    again = torch.cat([t, t[settled]])
     with sdpa_kernel(SDPBackend.MATH):  # on maps as small as these its way back is faster than the fused one's
         predicted = model.apply_model(x_t.to(device), again.to(device), context).float()
     eps, uncond = predicted[: len(t)], predicted[len(t) :]

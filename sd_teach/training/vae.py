@@ -3,6 +3,7 @@
 Loss: L1 + MSE + 0.5 x L1 of the picture's gradients (edges) + 1e-4 x mean squared latent. The decoder sees the
 mean plus noise of standard deviation 0.05; the log variance is trained towards that noise, ln(0.05^2) = -6, so that
 sample() and mode() decode alike. A KL term from the start, with variances near 1, stalls at 15 dB.
+`training/decoder.py` goes on from here, once there is a UNet.
 """
 
 import torch
@@ -19,7 +20,10 @@ NOISE = 0.05  # standard deviation added to latents, whose own is about 2
 
 
 def load_autoencoder(vae: AutoencoderKL) -> None:
-    """Give it the weights of the run "decoder", or else those of the run "vae", or else assets/tiny's."""
+    """Give it the weights of the run "decoder", or else those of the run "vae", or else assets/tiny's.
+
+    A run "decoder" holds the encoder it began with: after more of "vae" it has to be begun anew.
+    """
     name = "decoder" if Run("decoder").checkpoint.exists() else "vae"
     load_trained(vae, name, "first_stage_model.", inside="vae." if name == "decoder" else "")
 
