@@ -902,7 +902,7 @@ def test_the_decoders_run_comes_before_the_autoencoders():
 def test_the_decoder_is_trained_and_nothing_else(painter, monkeypatch):
     monkeypatch.setattr(scenes, "Painter", lambda: painter)
     monkeypatch.setattr(vae, "Crops", lambda side: SimpleNamespace(draw=lambda n, generator: normal(n, 3, side, side)))
-    monkeypatch.setattr(metrics, "vae_psnr", lambda model, size: 0.0)
+    monkeypatch.setattr(metrics, "vae_psnr", lambda network, size: 0.0)
     monkeypatch.setattr("sys.argv", ["decoder", "--steps", "2", "--made", "4", "--batch", "3", "--device", "cpu"])
     decoder.main()
     before, after = load_model("tiny").first_stage_model, AutoencoderKL(vae.TINY)

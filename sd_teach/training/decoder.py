@@ -23,7 +23,7 @@ from sd_teach.diffusion import LatentDiffusion
 from sd_teach.guidance import GuidedModel
 from sd_teach.noise import q_sample
 from sd_teach.training import metrics, scenes, unet, vae
-from sd_teach.training.loop import Run, parser, train
+from sd_teach.training.loop import Run, parser, save_whole, train
 from sd_teach.vae import AutoencoderKL
 
 MOST = 6  # of the 20 steps at most so many are taken again: after more the UNet draws other outlines
@@ -87,9 +87,7 @@ class Made:
                 captions = [scenes.caption(scene, rng)[0] for scene in batch.tolist()]
                 latents.append(made(model, drawn, captions, generator))
                 pictures.append(((drawn + 1) * 127.5).round().byte())
-            temporary = file.with_suffix(".tmp")
-            torch.save({"pictures": torch.cat(pictures), "latents": torch.cat(latents)}, temporary)
-            temporary.replace(file)
+            save_whole({"pictures": torch.cat(pictures), "latents": torch.cat(latents)}, file)
         stored = torch.load(file, weights_only=True)
         self.pictures, self.latents = stored["pictures"], stored["latents"]
 
@@ -119,8 +117,8 @@ def main() -> None:
     run = Run(options.run)
     torch.manual_seed(0)
     latents, crops = Made(run, options.made), vae.Crops(scenes.SIZE)
-    miniature = unet.latest()
-    model = Decoding(miniature.first_stage_model)
+    model = Decoding(AutoencoderKL(vae.TINY))
+    vae.load_autoencoder(model.vae)
 
     def loss_at(generator: torch.Generator) -> Tensor:
         x = crops.draw(options.batch - options.batch // 2, generator).to(options.device)
@@ -132,11 +130,10 @@ def main() -> None:
 
     @torch.no_grad()
     def evaluate(average: nn.Module, step: int) -> dict[str, float]:
-        miniature.first_stage_model = average.vae
         x, z = latents.draw(24, torch.Generator().manual_seed(0))
         pairs = torch.stack([x, average.vae.decode(z.to(options.device)).cpu()], dim=1).flatten(0, 1)
         metrics.contact_sheet(pairs, 12).save(run.folder / "samples" / f"{step:06d}.png")
-        return {f"psnr_{size}": metrics.vae_psnr(miniature, size) for size in (128, 256)}
+        return {f"psnr_{size}": metrics.vae_psnr(average.vae, size) for size in (128, 256)}
 
     train(run, model, loss_at, evaluate, options, average_decay=0.998)
 

@@ -51,6 +51,13 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int = 300) -> floa
     return peak * min(1.0, (step + 1) / warmup) * decay
 
 
+def save_whole(content: dict, file: Path) -> None:
+    """torch.save, but the file is there whole or not at all."""
+    temporary = file.with_suffix(".tmp")
+    torch.save(content, temporary)
+    temporary.replace(file)
+
+
 class Run:
     """A run's folder: atomic checkpoints, a log, sample pictures."""
 
@@ -60,9 +67,7 @@ class Run:
         self.checkpoint = self.folder / "checkpoint.pt"
 
     def save(self, **state) -> None:
-        temporary = self.checkpoint.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self.checkpoint)
+        save_whole(state, self.checkpoint)
 
     def load(self) -> dict | None:
         if not self.checkpoint.exists():

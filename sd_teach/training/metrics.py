@@ -37,6 +37,7 @@ from sd_teach.noise import image_generators, initial_noise
 from sd_teach.pipeline import StableDiffusion, to_images
 from sd_teach.training import data, drawings, scenes
 from sd_teach.training.drawings import STYLES
+from sd_teach.vae import AutoencoderKL
 
 COLOURS = torch.tensor(list(data.COLOURS.values()), dtype=torch.float32)  # [colours, 3], 0..255
 COLOUR_NAMES = list(data.COLOURS)
@@ -272,10 +273,9 @@ def pairs(held_out: bool, turn: int, count: int | None = None) -> tuple[list[str
     return prompts, indices, colours
 
 
-def vae_psnr(model: LatentDiffusion, size: int) -> float:
+def vae_psnr(vae: AutoencoderKL, size: int) -> float:
     """Mean PSNR in dB over the pictures kept from the VAE's training."""
-    pictures, vae = kept_pictures(size), model.first_stage_model
-    device = next(vae.parameters()).device
+    pictures, device = kept_pictures(size), next(vae.parameters()).device
     with torch.inference_mode():
         decoded = [vae.decode(vae.encode(batch.to(device)).mode()).cpu() for batch in pictures.split(8)]
     return psnr(torch.cat(decoded), pictures).mean().item()
@@ -310,7 +310,7 @@ def summary(model: LatentDiffusion, count: int | None, runs: list[dict[str, Tens
     right = {name: torch.cat([run[name] for run in runs]).float() for name in runs[0]}
     fractions = {name: found.mean().item() for name, found in right.items() if len(found)}
     return {
-        "vae_psnr_db": round(vae_psnr(model, model.config.defaults.image_size), 2),
+        "vae_psnr_db": round(vae_psnr(model.first_stage_model, model.config.defaults.image_size), 2),
         **{name: round(value, 4) for name, value in fractions.items()},
         "subjects": len(data.subjects()),
         "prompts": count or len(data.subjects()),

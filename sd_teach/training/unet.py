@@ -32,7 +32,7 @@ from sd_teach.noise import q_sample
 from sd_teach.pipeline import cpu_has_bf16
 from sd_teach.tiny_256 import name_around
 from sd_teach.training import data, metrics, scenes, text, vae, words
-from sd_teach.training.loop import Run, bundled_model, load_checked, load_trained, parser, train
+from sd_teach.training.loop import Run, bundled_model, load_checked, load_trained, parser, save_whole, train
 from sd_teach.unet import UNetConfig, UNetModel
 
 TINY = UNetConfig(
@@ -128,9 +128,7 @@ class Pool:
                     pictures = torch.stack([painter.paint(scene, rng) for scene in batch.tolist()])
                     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
                         latents.append(model.encode(pictures).mode().half())
-                temporary = file.with_suffix(".tmp")
-                torch.save({"scenes": drawn, "latents": torch.cat(latents)}, temporary)
-                temporary.replace(file)
+                save_whole({"scenes": drawn, "latents": torch.cat(latents)}, file)
             chunk = torch.load(file, weights_only=True)
             scale_factor = scale_factor or 1.0 / chunk["latents"].float().std().item()
             chunks.append(chunk)
@@ -208,7 +206,8 @@ def loss(model: LatentDiffusion, x0: Tensor, captions: list[str], generator: tor
     with sdpa_kernel(SDPBackend.MATH):  # on maps as small as these its way back is faster than the fused one's
         predicted = model.apply_model(x_t.to(device), again.to(device), context).float()
     eps, uncond = predicted[: len(t)], predicted[len(t) :]
-    added = classifier_free_guidance(uncond, eps[settled].detach(), scale.to(device)) - eps[settled].detach()
+    said = eps[settled].detach()
+    added = classifier_free_guidance(uncond, said, scale.to(device)) - said
     error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
     error = error.index_add(0, settled.to(device), added.square().mean(dim=(1, 2, 3)))
     weights = (5.0 * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, 5) / SNR
