@@ -310,6 +310,20 @@ def test_pictures_are_never_mirrored(painter):
             assert x.max() < 72  # the right half, moved by up to 8 pixels, would reach 120
 
 
+@pytest.mark.parametrize("layout, count", list(zip(scenes.LAYOUTS, (5, 9, 3, 3, 1, 1), strict=True)))
+def test_pictures_move_by_whole_cells_of_the_latent(painter, layout, count):
+    """Cells are 8 pixels wide; "whole" comes in two sizes, the smaller one in four places."""
+    other = 1 if layout == "pair" else scenes.NONE
+    row = scene("cat", layout=scenes.LAYOUTS.index(layout), other=other, background=BLUE)
+    rng = random.Random(0)
+    pictures = torch.stack([painter.paint(row, rng) for _ in range(200)])
+    distinct = pictures.unique(dim=0)
+    assert len(distinct) == count
+    moved = [distinct[0].roll((8 * y, 8 * x), (1, 2)) for y in range(-2, 3) for x in range(-2, 3)]
+    same = [any(torch.equal(picture, other) for other in moved) for picture in distinct]
+    assert sum(same) in ((1, 4) if layout == "whole" else (count,))
+
+
 @pytest.mark.parametrize("layout", range(scenes.PAIR))
 def test_layouts_are_told_apart_by_the_metric(painter, layout):
     rng = random.Random(0)

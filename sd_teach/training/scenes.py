@@ -36,7 +36,7 @@ WHOLE, SMALL, LEFT, RIGHT, TWO, PAIR = range(len(LAYOUTS))
 SIZE = 128  # pixels of the pictures, unless other ones are asked for
 
 # how much of the training each part of the language gets
-KINDS = {"plain": 0.34, "style": 0.42, "tint": 0.10, "layout": 0.06, "pair": 0.02, "mixed": 0.06}
+KINDS = {"plain": 0.32, "style": 0.34, "tint": 0.10, "layout": 0.08, "pair": 0.10, "mixed": 0.06}
 STYLE_SHARES = {"flat": 0.5, "pixel": 0.3, "line": 0.2}  # the first are the hardest to tell from 3D pictures
 BAD_SHARE = 0.04
 
@@ -268,16 +268,17 @@ class Painter:
 
     def __init__(self, size: int = SIZE):
         codes = [subject.code for subject in data.subjects()]
-        self.size, self.unit = size, size // 128
+        self.size = size
         self.whole, self.half = (drawings.renderings(codes, side) for side in (size, size // 2))
         self.colours = torch.tensor(list(data.COLOURS.values()), dtype=torch.float32)
 
     def paint(self, scene: list[int], rng: random.Random) -> Tensor:
-        """[3, size, size] in [-1, 1]; moved and shrunk a little at random.
+        """[3, size, size] in [-1, 1]; one in four shrunk a little, all moved by whole cells of the latent at random.
 
-        Never mirrored: of a rocket that flies either way a small UNet draws both ways at once.
+        In between a cell an outline's latents would be others at every pixel; and never mirrored: of a rocket that
+        flies either way a small UNet draws both ways at once.
         """
-        size, unit = self.size, self.unit
+        size, cell = self.size, self.size // 16
         if scene[BACKGROUND] == NIGHT:
             picture = night_sky(size, rng)
         else:
@@ -286,9 +287,8 @@ class Painter:
         if scene[LAYOUT] == WHOLE:
             places = [(SUBJECT, TINT, self.whole, 0, 0)]
         else:
-            y = quarter + unit * rng.randint(-4, 4)
-            near = unit * rng.randint(0, 4)
-            xs = {SMALL: (quarter + unit * rng.randint(-4, 4),), LEFT: (near,), RIGHT: (half - near,)}
+            y = quarter + (cell * rng.randint(-1, 1) if scene[LAYOUT] in (SMALL, LEFT, RIGHT) else 0)
+            xs = {SMALL: (quarter + cell * rng.randint(-1, 1),), LEFT: (0,), RIGHT: (half,)}
             xs = xs.get(scene[LAYOUT], (0, half))
             who = [(SUBJECT, TINT), (OTHER, OTHER_TINT) if scene[LAYOUT] == PAIR else (SUBJECT, TINT)]
             places = [(*w, self.half, x, y) for w, x in zip(who, xs, strict=False)]
@@ -296,10 +296,10 @@ class Painter:
             rgba = renderings[scene[STYLE], scene[who]][None]
             if scene[tint] != NONE:
                 rgba = drawings.tint(rgba, self.colours[scene[tint]][None])
-            if scene[LAYOUT] == WHOLE and STYLES[scene[STYLE]] != "pixel" and rng.random() < 0.5:
-                side = round(0.94 * 128)
-                x, y = unit * rng.randint(0, 128 - side), unit * rng.randint(0, 128 - side)
-                rgba = F.interpolate(rgba.float(), (unit * side, unit * side), mode="bilinear", antialias=True)
+            if scene[LAYOUT] == WHOLE and STYLES[scene[STYLE]] != "pixel" and rng.random() < 0.25:
+                side = size - cell
+                x, y = cell * rng.randint(0, 1), cell * rng.randint(0, 1)
+                rgba = F.interpolate(rgba.float(), (side, side), mode="bilinear", antialias=True)
             side = rgba.shape[-1]
             rgba = rgba[0].float()
             picture = picture.clone()
