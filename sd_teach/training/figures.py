@@ -19,7 +19,7 @@ from sd_teach.training import data, drawings, scenes
 
 HERO = (
     "a cat",
-    "a purple owl",
+    "a pink pig",
     "pixel art of a burger at night",
     "a line drawing of a butterfly",
     "a pizza on a green background",
@@ -28,7 +28,7 @@ HERO = (
     "a turquoise rabbit",
     "a lantern at night",
     "pixel art of a mushroom",
-    "a blue guitar",
+    "a blue hat",
     "a rocket on a yellow background",
 )
 SIZED = (
@@ -37,7 +37,7 @@ SIZED = (
     "a taco on a red background",
     "a flat icon of a castle on a green background",
 )
-STYLED = ("a cat", "a castle", "a sunflower", "a car", "an octopus", "a burger", "a guitar", "a house")
+STYLED = ("a cat", "a castle", "a sunflower", "a car", "an octopus", "a burger", "a mushroom", "a house")
 COLOURED = ("owl", "car", "dragon", "teapot", "rabbit", "balloon")
 SCALES = (0, 1, 1.5, 2, 3, 5, 7.5, 12)
 SEEDED = ("a purple cat", "a house at night", "a line drawing of a rocket")

@@ -36,7 +36,7 @@ WHOLE, SMALL, LEFT, RIGHT, TWO, PAIR = range(len(LAYOUTS))
 SIZE = 128  # pixels of the pictures, unless other ones are asked for
 
 # how much of the training each part of the language gets
-KINDS = {"plain": 0.32, "style": 0.34, "tint": 0.10, "layout": 0.08, "pair": 0.10, "mixed": 0.06}
+KINDS = {"plain": 0.34, "style": 0.42, "tint": 0.10, "layout": 0.06, "pair": 0.02, "mixed": 0.06}
 STYLE_SHARES = {"flat": 0.5, "pixel": 0.3, "line": 0.2}  # the first are the hardest to tell from 3D pictures
 BAD_SHARE = 0.04
 
@@ -273,12 +273,13 @@ class Painter:
         self.colours = torch.tensor(list(data.COLOURS.values()), dtype=torch.float32)
 
     def paint(self, scene: list[int], rng: random.Random) -> Tensor:
-        """[3, size, size] in [-1, 1]; one in four shrunk a little, all moved by whole cells of the latent at random.
+        """[3, size, size] in [-1, 1]; things move by whole places of the latent, at random, where there is room.
 
-        In between a cell an outline's latents would be others at every pixel; and never mirrored: of a rocket that
-        flies either way a small UNet draws both ways at once.
+        Moved by less, the same outline would have other latents, 64 sets of them. A whole thing has room in one picture
+        of four, where it is shrunk by a place; not in pixel art, whose squares are places. And nothing is mirrored: of
+        a rocket that flies either way a small UNet draws both ways at once.
         """
-        size, cell = self.size, self.size // 16
+        size, place = self.size, self.size // drawings.GRID
         if scene[BACKGROUND] == NIGHT:
             picture = night_sky(size, rng)
         else:
@@ -287,8 +288,8 @@ class Painter:
         if scene[LAYOUT] == WHOLE:
             places = [(SUBJECT, TINT, self.whole, 0, 0)]
         else:
-            y = quarter + (cell * rng.randint(-1, 1) if scene[LAYOUT] in (SMALL, LEFT, RIGHT) else 0)
-            xs = {SMALL: (quarter + cell * rng.randint(-1, 1),), LEFT: (0,), RIGHT: (half,)}
+            y = quarter + (place * rng.randint(-1, 1) if scene[LAYOUT] in (SMALL, LEFT, RIGHT) else 0)
+            xs = {SMALL: (quarter + place * rng.randint(-1, 1),), LEFT: (0,), RIGHT: (half,)}
             xs = xs.get(scene[LAYOUT], (0, half))
             who = [(SUBJECT, TINT), (OTHER, OTHER_TINT) if scene[LAYOUT] == PAIR else (SUBJECT, TINT)]
             places = [(*w, self.half, x, y) for w, x in zip(who, xs, strict=False)]
@@ -297,8 +298,8 @@ class Painter:
             if scene[tint] != NONE:
                 rgba = drawings.tint(rgba, self.colours[scene[tint]][None])
             if scene[LAYOUT] == WHOLE and STYLES[scene[STYLE]] != "pixel" and rng.random() < 0.25:
-                side = size - cell
-                x, y = cell * rng.randint(0, 1), cell * rng.randint(0, 1)
+                side = size - place
+                x, y = place * rng.randint(0, 1), place * rng.randint(0, 1)
                 rgba = F.interpolate(rgba.float(), (side, side), mode="bilinear", antialias=True)
             side = rgba.shape[-1]
             rgba = rgba[0].float()
