@@ -282,6 +282,7 @@ def painter(monkeypatch) -> scenes.Painter:
     [
         scene("cat", background=BLUE),
         scene("cat", layout=scenes.SMALL, background=RED),
+        scene("cat", layout=scenes.TWO, background=RED),
         scene("cat", layout=scenes.PAIR, other=1, background=RED),
         scene("cat", background=scenes.NIGHT),
         scene("cat", background=BLUE, bad=1),
