@@ -48,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("prompt", nargs="?", help="what to draw; may be empty")
     parser.add_argument("--negative", default="", metavar="TEXT", help="what to move away from")
     parser.add_argument("--scale", type=float, metavar="S", help="guidance scale, 0 or more (default: the model's)")
+    parser.add_argument(
+        "--until",
+        type=int,
+        metavar="T",
+        help="time step below which the scale is at most 1, 0 to 1000 (default: the model's)",
+    )
     parser.add_argument("--steps", type=int, metavar="N", help="1 to 1000 (default: the model's)")
     parser.add_argument(
         "--sampler",
@@ -142,6 +148,7 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
     settings = {
         "steps": defaults.steps if options.steps is None else options.steps,
         "guidance_scale": defaults.guidance_scale if options.scale is None else options.scale,
+        "guidance_until": defaults.guidance_until if options.until is None else options.until,
         "width": defaults.image_size if options.width is None else options.width,
         "height": defaults.image_size if options.height is None else options.height,
         "eta": options.eta,
@@ -205,6 +212,7 @@ def _settings(path: Path) -> dict[str, str]:
     if missing := [key for key in _TOLD.values() if key not in told]:
         raise ValueError(f"{path} does not tell how it was made: {missing[0]} is not among its text chunks")
     used = {key: told[key] for key in _TOLD_WHERE_USED if key in told}
+    used["until"] = told.get("guidance_until", "0")  # before it could be told, guidance went on to the end
     return {option: told[key] for option, key in _TOLD.items()} | used
 
 

@@ -36,21 +36,11 @@ PART = 2**27  # parameters that are loaded at once, at most
 # what the real file may hold beside the networks' 1,130 tensors, none of it a weight
 EXTRA_NAMES = {
     "cond_stage_model.transformer.text_model.embeddings.position_ids",
-    "model_ema.decay",
-    "model_ema.num_updates",
-    "betas",
-    "alphas_cumprod",
-    "alphas_cumprod_prev",
-    "sqrt_alphas_cumprod",
-    "sqrt_one_minus_alphas_cumprod",
-    "log_one_minus_alphas_cumprod",
-    "sqrt_recip_alphas_cumprod",
-    "sqrt_recipm1_alphas_cumprod",
-    "posterior_variance",
-    "posterior_log_variance_clipped",
-    "posterior_mean_coef1",
-    "posterior_mean_coef2",
-}
+    "model_ema.decay", "model_ema.num_updates",
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2",
+}  # fmt: skip
 
 
 def load_model(

@@ -21,6 +21,7 @@ class Defaults:
     image_size: int = 512  # pixels on each side, what the model was trained at
     steps: int = 20
     guidance_scale: float = 7.5
+    guidance_until: int = 0  # time step below which the scale is at most 1; 0: none
 
 
 @dataclass(frozen=True)

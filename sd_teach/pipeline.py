@@ -86,6 +86,7 @@ class StableDiffusion:
         *,
         steps: int | None = None,
         guidance_scale: float | None = None,
+        guidance_until: int | None = None,
         seed: int = 0,
         num_images: int = 1,
         width: int | None = None,
@@ -98,6 +99,7 @@ class StableDiffusion:
 
         prompt, negative_prompt: what to move towards and away from; empty is fine.
         steps: 1..1000. guidance_scale: 0 or more; at 1 the negative prompt has no effect (UserWarning).
+        guidance_until: 0..1000, the time step below which the scale is at most 1; 0 guides to the end.
         seed: of the first image; image k has seed + k. width, height: pixels. eta: 0 DDIM .. 1 DDPM.
         sampler: "ddim", "euler" or "dpm-solver++"; only DDIM has an eta.
         callback: called with the DDIMState of every step.
@@ -105,7 +107,7 @@ class StableDiffusion:
         """
         run = _Run(
             self.model, prompt, negative_prompt,
-            steps, guidance_scale, seed, num_images, width, height, eta, sampler, callback,
+            steps, guidance_scale, guidance_until, seed, num_images, width, height, eta, sampler, callback,
         )  # fmt: skip
         return run.result(run.denoise(run.x_T, run.timesteps))
 
@@ -116,7 +118,8 @@ class StableDiffusion:
         """Draw over a picture: noise its latent as far as `strength` says, and take the noise away again.
 
         image: of any size and mode; its middle is cut out and resized to width x height.
-        strength: up to 1, which leaves hardly anything of the picture; int(strength · steps) steps are taken.
+        strength: up to 1, which leaves hardly anything of the picture; int(strength · steps) steps are taken. They may
+            all lie below guidance_until: then a scale above 1 acts as 1.
         settings: text_to_image's keywords. Raises ValueError as it does, and for an image that cannot be used.
         """
         run = _Run(self.model, prompt, negative_prompt, **settings)
@@ -165,16 +168,17 @@ class _Run:
     """What text to image, image to image and inpainting have in common. Refuses what is out of range."""
 
     def __init__(
-        self, model, prompt, negative_prompt, steps=None, guidance_scale=None, seed=0, num_images=1, width=None,
-        height=None, eta=0.0, sampler="ddim", callback=None,
+        self, model, prompt, negative_prompt, steps=None, guidance_scale=None, guidance_until=None, seed=0,
+        num_images=1, width=None, height=None, eta=0.0, sampler="ddim", callback=None,
     ):  # fmt: skip
         config, defaults = model.config, model.config.defaults
         steps = defaults.steps if steps is None else steps
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        until = defaults.guidance_until if guidance_until is None else guidance_until
         width = defaults.image_size if width is None else width
         height = defaults.image_size if height is None else height
-        whole = {"steps": steps, "seed": seed, "num_images": num_images, "width": width, "height": height}
-        for name, value in whole.items():
+        whole = {"steps": steps, "guidance_until": until, "seed": seed, "num_images": num_images}
+        for name, value in {**whole, "width": width, "height": height}.items():
             if not isinstance(value, Integral):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
         multiple = config.size_multiple
@@ -190,9 +194,11 @@ class _Run:
             raise ValueError(f"the number of images must be at least 1, got {num_images}")
         if not (math.isfinite(scale) and scale >= 0):
             raise ValueError(f"the guidance scale must be a number of 0 or more, got {scale}")
+        if not 0 <= until <= 1000:
+            raise ValueError(f"guidance_until must lie between 0 and 1000, got {until}")
         if scale == 1 and negative_prompt:  # past the frames of __init__, the method that called, and inference_mode
             warnings.warn("at scale 1 the negative prompt has no effect", stacklevel=4)
-        self.model, self.prompts, self.scale = model, [prompt, negative_prompt], scale
+        self.model, self.prompts, self.guidance = model, [prompt, negative_prompt], (scale, until)
         self.width, self.height, self.eta, self.sampler, self.callback = width, height, eta, sampler, callback
         self.timesteps = sampler_timesteps(sampler, steps, model.schedule)
         self.generators = image_generators(int(seed), num_images)
@@ -217,7 +223,7 @@ class _Run:
             # of one picture, guidance asks about the same latent twice: the UNet takes it once, with both texts
             return model.apply_model(x[:1], t[:1], context) if shape[0] == 1 else model.apply_model(x, t, context)
 
-        eps_model = GuidedModel(apply_model, cond.expand(shape), uncond.expand(shape), self.scale)
+        eps_model = GuidedModel(apply_model, cond.expand(shape), uncond.expand(shape), *self.guidance)
         fresh = {"eta": self.eta, "noise": self.noise} if self.sampler == "ddim" else {}
         sample = SAMPLERS[self.sampler]
         for state in sample(eps_model, x, model.schedule, timesteps=timesteps, blend=blend, **fresh):

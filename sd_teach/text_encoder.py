@@ -47,7 +47,7 @@ class FrozenCLIPEmbedder(nn.Module):
         config: TextConfig = TextConfig(),
         layer: str = "last",
         layer_idx: int | None = None,
-        tokenizer: Path = ASSETS / "tiny",
+        tokenizer: Path = ASSETS / "tokenizer",
     ):
         super().__init__()
         depth = config.num_hidden_layers

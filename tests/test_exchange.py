@@ -26,7 +26,7 @@ from sd_teach.vae import VAEConfig
 MINIATURE = ModelConfig(
     text=TextConfig(hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=4),
     unet=UNetConfig(
-        model_channels=64, channel_mult=(1, 2, 4), num_res_blocks=1, attention_resolutions=(2, 4), num_heads=4,
+        model_channels=64, channel_mult=(1, 2, 4), num_res_blocks=1, attention_resolutions=(1, 2, 4), num_heads=4,
         context_dim=96,
     ),
     vae=VAEConfig(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=8),

@@ -72,6 +72,25 @@ def test_at_scale_0_the_prompt_has_no_effect():
     assert torch.equal(guided, Recorder()(X, T, UNCOND))
 
 
+@pytest.mark.parametrize(("scale", "kept"), [(7.5, 1.0), (1.0, 1.0), (0.5, 0.5), (0.0, 0.0), (-2.0, -2.0)])
+def test_below_the_last_guided_time_step_no_scale_is_above_1(scale, kept):
+    def guided(t, **until):
+        apply_model = Recorder()
+        answer = GuidedModel(apply_model, COND, UNCOND, scale, **until)(X, torch.tensor([t, t]))
+        assert [len(x) for x, _, _ in apply_model.calls] == [4 if told(t, until) != 1 else 2]
+        return answer
+
+    def told(t, until):
+        return kept if t < until.get("until", 0) else scale
+
+    for t in (300, 301, 999):
+        assert torch.equal(guided(t, until=300), guided(t))
+    for t in (0, 299):
+        uncond, cond = Recorder()(X, torch.tensor([t, t]), UNCOND), Recorder()(X, torch.tensor([t, t]), COND)
+        torch.testing.assert_close(guided(t, until=300), uncond + kept * (cond - uncond), rtol=0, atol=1e-5)
+        assert torch.equal(guided(t, until=0), guided(t))
+
+
 def test_the_real_networks_answer_each_half_as_they_do_alone(sd):
     states = sd.model.get_learned_conditioning(["a cat", ""])
     cond, uncond = states[:1].expand(2, -1, -1), states[1:].expand(2, -1, -1)

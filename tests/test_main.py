@@ -1,7 +1,9 @@
 """The command line: pictures where they were asked for, or one clear line."""
 
 import errno
+import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -79,7 +81,7 @@ def test_help_and_wrong_options_answer_without_the_heavy_imports(arguments):
 def test_help_names_every_option():
     made = command("--help")
     assert made.returncode == 0 and made.stderr == ""
-    options = "negative scale steps sampler eta seed n width height init-image strength mask paste-back"
+    options = "negative scale until steps sampler eta seed n width height init-image strength mask paste-back"
     options += " model device dtype from-png out"
     assert all(f"  --{option} " in made.stdout for option in options.split())
 
@@ -104,6 +106,7 @@ def test_several_images_are_numbered_in_the_order_of_their_seeds(cli, sd):
 
 def test_the_picture_carries_everything_that_made_it(cli, small_folder):
     options = ["--negative", "ein Hund, häßlich", "--seed", "3", "--steps", "2", "--scale", "4.5", "--eta", "0.5"]
+    options += ["--until", "300"]
     code, _, _ = cli("eine Kätze 🐈", *options, "--width", "48", "--height", "32")
     assert code == 0
     assert Image.open("out.png").text == {
@@ -112,6 +115,7 @@ def test_the_picture_carries_everything_that_made_it(cli, small_folder):
         "seed": "3",
         "steps": "2",
         "guidance_scale": "4.5",
+        "guidance_until": "300",
         "width": "48",
         "height": "32",
         "eta": "0.5",
@@ -123,10 +127,10 @@ def test_the_picture_carries_everything_that_made_it(cli, small_folder):
 
 
 def test_every_option_reaches_the_pipeline(cli, sd):
-    options = ["--negative", "a dog", "--seed", "3", "--steps", "2", "--scale", "4.5", "--eta", "0.5"]
+    options = ["--negative", "a dog", "--seed", "3", "--steps", "2", "--scale", "4.5", "--eta", "0.5", "--until", "600"]
     cli("a cat", *options, "--width", "48", "--height", "32")
     expected = sd.text_to_image(
-        "a cat", "a dog", seed=3, steps=2, guidance_scale=4.5, eta=0.5, width=48, height=32
+        "a cat", "a dog", seed=3, steps=2, guidance_scale=4.5, guidance_until=600, eta=0.5, width=48, height=32
     ).images[0]
     assert Image.open("out.png").size == (48, 32)
     assert (pixels("out.png") == np.asarray(expected)).all()
@@ -136,8 +140,27 @@ def test_the_models_defaults_are_used_and_written_down(cli, sd):
     cli("a cat", "--seed", "3")
     assert (pixels("out.png") == np.asarray(sd.text_to_image("a cat", seed=3).images[0])).all()
     text = Image.open("out.png").text
-    written = [text[key] for key in ("steps", "guidance_scale", "width", "height", "eta")]
-    assert written == ["5", "3.0", "64", "64", "0.0"]
+    written = [text[key] for key in ("steps", "guidance_scale", "guidance_until", "width", "height", "eta")]
+    assert written == ["5", "3.0", "0", "64", "64", "0.0"]
+
+
+@pytest.fixture
+def ending(small_folder, tmp_path):
+    """The small model in a folder that says: guided until time step 500."""
+    folder = shutil.copytree(small_folder, tmp_path / "ending")
+    config = json.loads((folder / "config.json").read_text())
+    config["defaults"]["guidance_until"] = 500
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_a_model_says_until_when_it_is_guided_unless_the_option_does(cli, ending):
+    for name, options in {"usual": [], "told": ["--until", "500"], "through": ["--until", "0"]}.items():
+        assert cli("a cat", "--model", ending, *options, "--out", f"{name}.png")[0] == 0
+    told = {name: Image.open(f"{name}.png").text["guidance_until"] for name in ("usual", "told", "through")}
+    assert told == {"usual": "500", "told": "500", "through": "0"}
+    assert (pixels("usual.png") == pixels("told.png")).all()
+    assert (pixels("usual.png") != pixels("through.png")).any()
 
 
 def test_the_larger_miniature_draws_256_pixels(cli):
@@ -191,7 +214,7 @@ def test_an_empty_prompt_draws_a_picture(cli):
 
 def test_from_png_repeats_the_run_a_picture_was_made_with(cli):
     options = ["--negative", "a dog", "--scale", "2.5", "--steps", "4", "--seed", "9", "--eta", "0.5", "--width", "80"]
-    cli("a cat", *options, "--out", "cat.png")
+    cli("a cat", *options, "--until", "400", "--out", "cat.png")
     code, out, error = cli("--from-png", "cat.png", "--out", "again.png")
     assert (code, out) == (0, "again.png\n"), error
     assert Path("again.png").read_bytes() == Path("cat.png").read_bytes()
@@ -294,15 +317,16 @@ def test_from_png_repeats_a_run_that_began_with_a_picture(cli, photo, options):
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
 
 
-def test_from_png_still_reads_pictures_made_before_there_were_samplers(cli):
-    cli("a cat", "--steps", "2", "--out", "new.png")
+@pytest.mark.parametrize("key", ["sampler", "guidance_until"])
+def test_from_png_still_reads_pictures_made_before_these_were_told(cli, ending, key):
+    cli("a cat", "--model", ending, "--steps", "3", "--until", "0", "--out", "new.png")
     image = Image.open("new.png")
     info = PngInfo()
-    for key, value in image.text.items():
-        if key != "sampler":
-            info.add_itxt(key, value)
+    for name, value in image.text.items():
+        if name != key:
+            info.add_itxt(name, value)
     image.save("old.png", pnginfo=info)
-    assert cli("--from-png", "old.png", "--out", "again.png")[0] == 0
+    assert cli("--from-png", "old.png", "--model", ending, "--out", "again.png")[0] == 0
     assert Path("again.png").read_bytes() == Path("new.png").read_bytes()
 
 

@@ -1,6 +1,7 @@
 """Step 7: all of it, on the small model."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -44,8 +45,8 @@ def idle(monkeypatch):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_a_run_equals_the_same_run_assembled_by_hand(sd, scale, eta):
+@pytest.mark.parametrize(("scale", "until"), [(1.0, 0), (3.0, 0), (3.0, 501)])  # time steps: 1, 251, 501, 751
+def test_a_run_equals_the_same_run_assembled_by_hand(sd, scale, until, eta):
     model, seeds = sd.model, [7, 8]
     with torch.inference_mode():
         states = model.get_learned_conditioning(["a cat", ""])
@@ -56,7 +57,7 @@ def test_a_run_equals_the_same_run_assembled_by_hand(sd, scale, eta):
         alphas = model.schedule.alphas_cumprod
         for t, t_prev in zip(timesteps[::-1], [*timesteps[-2::-1], 0], strict=True):
             batch = torch.full((2,), t)
-            if scale == 1:
+            if scale == 1 or t < until:
                 eps = model.apply_model(x, batch, cond)
             else:
                 both = model.apply_model(x.repeat(2, 1, 1, 1), batch.repeat(2), torch.cat([uncond, cond]))
@@ -65,7 +66,9 @@ def test_a_run_equals_the_same_run_assembled_by_hand(sd, scale, eta):
             noise = torch.stack([torch.randn(4, 8, 8, generator=g) for g in generators]) if eta else None
             x, _ = ddim_step(x, eps, alphas[t], alphas[t_prev], sigma, noise)
         pictures = model.first_stage_model.decode(x / 0.5)
-    result = sd.text_to_image("a cat", seed=7, num_images=2, steps=4, guidance_scale=scale, eta=eta)
+    result = sd.text_to_image(
+        "a cat", seed=7, num_images=2, steps=4, guidance_scale=scale, guidance_until=until, eta=eta
+    )
     assert torch.equal(result.latents, x)
     assert all(same(a, b) for a, b in zip(result.images, to_images(pictures), strict=True))
 
@@ -106,7 +109,8 @@ def test_image_k_of_a_batch_is_the_image_of_its_own_seed(sd, eta):
 
 
 @pytest.mark.parametrize("change", [
-    {"prompt": "a rocket"}, {"negative_prompt": "a rocket"}, {"steps": 6}, {"guidance_scale": 4.0}, {"eta": 1.0},
+    {"prompt": "a rocket"}, {"negative_prompt": "a rocket"}, {"steps": 6}, {"guidance_scale": 4.0},
+    {"guidance_until": 500}, {"eta": 1.0},
 ])  # fmt: skip
 def test_every_setting_has_an_effect(sd, change):
     usual = {"prompt": "a cat", "negative_prompt": "", "seed": 1}
@@ -124,6 +128,16 @@ def test_none_means_the_models_own_defaults(sd):
     told = sd.text_to_image("a cat", seed=1, steps=5, guidance_scale=3.0, width=64, height=64, eta=0.0)
     assert len(states) == 5 and usual.images[0].size == (64, 64)
     assert same(usual.images[0], told.images[0])
+
+
+def test_a_model_says_until_when_it_is_guided(sd, monkeypatch):
+    through = sd.text_to_image("a cat", seed=1).images[0]
+    defaults = replace(sd.model.config.defaults, guidance_until=500)
+    monkeypatch.setattr(sd.model, "config", replace(sd.model.config, defaults=defaults))
+    usual = sd.text_to_image("a cat", seed=1).images[0]
+    assert same(usual, sd.text_to_image("a cat", seed=1, guidance_until=500).images[0])
+    assert not same(usual, through)
+    assert same(through, sd.text_to_image("a cat", seed=1, guidance_until=0).images[0])  # 0 is a value
 
 
 def test_an_empty_prompt_draws_the_unconditional_picture(sd):
@@ -185,6 +199,9 @@ def test_the_weights_are_left_alone(sd):
         ({"guidance_scale": -0.5}, "guidance scale must be a number of 0 or more, got -0.5"),
         ({"guidance_scale": float("nan")}, "guidance scale"),
         ({"guidance_scale": float("inf")}, "guidance scale"),
+        ({"guidance_until": -1}, "guidance_until must lie between 0 and 1000, got -1"),
+        ({"guidance_until": 1001}, "guidance_until must lie between 0 and 1000, got 1001"),
+        ({"guidance_until": 0.3}, "guidance_until must be a whole number, got 0.3"),
         ({"seed": -1}, "seed must lie between"),
         ({"seed": 2**63 - 1, "num_images": 2}, "seed must lie between"),
         ({"num_images": 0}, "number of images must be at least 1, got 0"),
@@ -401,8 +418,8 @@ def test_the_picture_the_strength_and_every_setting_have_an_effect(sd, method):
     usual = method(sd, picture(), seed=1, strength=0.6).images[0]
     assert same(usual, method(sd, picture(), seed=1, strength=0.6).images[0])
     assert not same(usual, method(sd, picture(seed=1), seed=1, strength=0.6).images[0])
-    for change in ({"strength": 0.8}, {"seed": 2}, {"steps": 10}, {"guidance_scale": 1.0}, {"eta": 1.0},
-                   {"sampler": "dpm-solver++"}, {"negative_prompt": "a dog"}):  # fmt: skip
+    for change in ({"strength": 0.8}, {"seed": 2}, {"steps": 10}, {"guidance_scale": 1.0}, {"guidance_until": 500},
+                   {"eta": 1.0}, {"sampler": "dpm-solver++"}, {"negative_prompt": "a dog"}):  # fmt: skip
         assert not same(usual, method(sd, picture(), **{"seed": 1, "strength": 0.6} | change).images[0]), change
 
 

@@ -1,5 +1,7 @@
 """The figures of chapter 5 show what they were given, and pyplot forgets them."""
 
+from dataclasses import replace
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -38,6 +40,17 @@ def test_the_u_says_how_many_channels_come_out_and_where_sides_grow(rows):
     down = [320, 320, 320, 320, 640, 640, 640, 1280, 1280, 1280, 1280, 1280]
     up = ["1280", "1280", "1280\n↑", "1280", "1280", "1280\n↑", "640", "640", "640\n↑", "320", "320", "320"]
     assert channels == [*map(str, down), "1280", *up]
+
+
+def test_the_legend_names_the_kinds_of_boxes_that_are_drawn(rows):
+    def told(rows):
+        return [text.get_text() for text in plots.u_diagram(rows).axes[0].get_legend().get_texts()]
+
+    kinds = ["ResBlock", "ResBlock, transformer", "convolution", "half the sides", "skip connection"]
+    assert told(rows) == kinds
+    # the lowest level is the only one where ResBlocks stand alone
+    attending = [replace(row, type=row.type.replace("ResBlock", "SpatialTransformer")) for row in rows]
+    assert told(attending) == kinds[1:]
 
 
 def test_the_time_embedding_is_drawn_whole_and_in_curves():

@@ -181,6 +181,7 @@ SETTINGS = st.fixed_dictionaries(
     optional={
         "steps": mostly(st.integers(1, 4), 0, -1, 1001, 2.5, "3"),
         "guidance_scale": mostly(st.floats(0, 20), -0.1, math.nan, math.inf),
+        "guidance_until": mostly(st.integers(0, 1000), -1, 1001, 0.5, "0"),
         "seed": mostly(st.integers(0, 2**63 - 2), -1, 2**63, 1.0),
         "num_images": mostly(st.integers(1, 2), 0, -1, 1.5),
         "width": mostly(st.sampled_from([16, 48, 64]), 0, -16, 8, 17, 16.0),
@@ -204,6 +205,7 @@ def valid(options) -> bool:
     n = options.get("num_images", 1)
     return (
         whole("steps", 5, 1, 1000)
+        and whole("guidance_until", 0, 0, 1000)
         and whole("num_images", 1, 1, 10)
         and whole("seed", 0, 0, 2**63 - n)
         and all(isinstance(side, int) and side > 0 and side % 16 == 0 for side in sides)

@@ -5,6 +5,7 @@ import csv
 import json
 import random
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import normal
+from conftest import SMALL, normal
 from parity.diffusers_twins import randomise
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,7 +21,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sd_teach.checkpoint import load_model
-from sd_teach.diffusion import Defaults, ModelConfig
+from sd_teach.diffusion import LatentDiffusion
 from sd_teach.noise import NoiseSchedule
 from sd_teach.text_encoder import FrozenCLIPEmbedder
 from sd_teach.training import bundle, data, decoder, dictionary, drawings, loop, metrics, scenes, text, unet, vae, words
@@ -476,7 +477,7 @@ def test_a_grown_unet_is_the_one_before_on_means_of_2_by_2_enlarged():
     for name, layer in (
         ("first", outer.input_blocks[0]),
         ("into", outer.input_blocks[2]),
-        ("back", outer.output_blocks[n - 1][0]),
+        ("back", outer.output_blocks[n - 1][-2]),
         ("last", outer.output_blocks[n + 1]),
     ):
         layer.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
@@ -771,49 +772,25 @@ def test_the_vae_learns_the_variance_of_the_noise_it_was_trained_with():
 
 
 class Told(nn.Module):
-    """Stands for the whole model: predicts the noise in nothing (x0 = 0) exactly, but `wrong` without a caption."""
+    """Stands for the whole model: predicts the noise in nothing (x0 = 0) up to an error, the length of the caption."""
 
-    def __init__(self, wrong: float):
+    def __init__(self):
         super().__init__()
-        self.wrong, self.schedule, self.said = wrong, NoiseSchedule(), nn.Parameter(torch.zeros(1))
-        self.config = ModelConfig(defaults=Defaults(guidance_scale=5.0))
+        self.schedule, self.weight = NoiseSchedule(), nn.Parameter(torch.ones(1))
 
     def get_learned_conditioning(self, prompts):
-        return torch.tensor([float(prompt == "") for prompt in prompts]).view(-1, 1, 1, 1)
+        return torch.tensor([float(len(prompt)) for prompt in prompts]).view(-1, 1, 1, 1)
 
     def apply_model(self, x, t, context):
-        right = x / (1 - self.schedule.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
-        return right + torch.where(context == 1, self.wrong, self.said)
-
-
-def unet_loss(wrong: float, caption: str) -> float:
-    model, x0 = Told(wrong), torch.zeros(4000, 1, 2, 2)
-    loss = unet.loss(model, x0, [caption] * len(x0), torch.Generator().manual_seed(0))
-    loss.backward()
-    assert model.said.grad.abs() < 1e-6  # a right prediction is not drawn to a wrong one
-    return loss.item()
-
-
-def test_where_a_latent_is_settled_guidance_is_to_add_nothing(monkeypatch):
-    empty = unet_loss(1.0, "")  # each error is 1, so this is the mean of the weights
-    monkeypatch.setattr(unet, "SETTLED", 1000)
-    assert unet_loss(0.0, "a cat") == pytest.approx(0, abs=1e-9)
-    # guided by s, drawn from 1 to 5, the caption's prediction moves by s - 1: the mean of its square is 16 / 3
-    assert unet_loss(1.0, "a cat") / empty == pytest.approx(16 / 3, rel=0.05)
-    assert unet_loss(1.0, "") == empty
-
-
-def test_where_it_is_not_a_caption_may_change_anything(monkeypatch):
-    below = unet_loss(1.0, "a cat")
-    monkeypatch.setattr(unet, "SETTLED", 0)
-    assert below > 0.1 and unet_loss(1.0, "a cat") == pytest.approx(0, abs=1e-9)
+        return x / (1 - self.schedule.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1) + self.weight * context
 
 
 def test_the_loss_weighs_each_time_step_by_the_smaller_of_its_snr_and_five(monkeypatch):
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([0, 100, 900]))
     alphas = NoiseSchedule().alphas_cumprod[[0, 100, 900]]
-    wanted = ((alphas / (1 - alphas)).clamp(max=5) / (alphas / (1 - alphas))).mean().item()
-    got = unet.loss(Told(1.0), torch.zeros(3, 1, 2, 2), [""] * 3, torch.Generator()).item()
+    weights = (alphas / (1 - alphas)).clamp(max=5) / (alphas / (1 - alphas))
+    wanted = (weights * torch.tensor([1, 4, 9])).mean().item()  # squares of the errors
+    got = unet.loss(Told(), torch.zeros(3, 1, 2, 2), ["a", "an", "ant"], torch.Generator()).item()
     assert got == pytest.approx(wanted, rel=1e-5)
 
 
@@ -887,6 +864,21 @@ def test_latents_are_made_of_a_pictures_own_by_its_last_steps(painter, monkeypat
         away.append(((drawn - own).square().mean() / own.square().mean()).item())
     assert away[0] < 0.01  # one step of twenty: hardly any noise
     assert away[1] > 10 * away[0]
+
+
+@pytest.mark.parametrize(("until", "guided"), [(0, 20), (500, 10), (1000, 0)])
+def test_what_is_measured_and_what_the_decoder_learns_from_is_guided_as_the_model_says(monkeypatch, until, guided):
+    defaults = replace(SMALL.defaults, steps=20, guidance_until=until)
+    model = LatentDiffusion(replace(SMALL, defaults=defaults)).eval()
+    batches, apply_model = [], model.apply_model
+    monkeypatch.setattr(model, "apply_model", lambda x, t, c: batches.append(len(x)) or apply_model(x, t, c))
+    metrics.pictures_of(model, ["a cat"], [0])
+    assert batches == [2] * guided + [1] * (20 - guided)
+    batches.clear()
+    monkeypatch.setattr(decoder, "MOST", 20)
+    decoder.made(model, torch.zeros(1, 3, 64, 64), ["a cat"], torch.Generator().manual_seed(7))
+    steps = len(batches)
+    assert steps > 10 and batches.count(2) == max(0, guided - (20 - steps))
 
 
 def test_made_latents_are_kept_with_the_run_beside_their_pictures(painter, monkeypatch):
@@ -1038,4 +1030,6 @@ def test_the_card_is_written_from_figures_and_runs(small_folder, tmp_path):
 def test_the_miniature_in_assets_is_the_one_the_training_builds():
     config = bundle.StableDiffusion.from_pretrained("tiny").model.config
     assert (config.text, config.unet, config.vae) == (text.TINY, unet.TINY, vae.TINY)
+    assert config.defaults == unet.assemble(1.0).config.defaults
+    assert load_model("tiny-256").config.defaults == unet.assemble(1.0, 256).config.defaults
     assert UNetModel(unet.TINY).config.context_dim == text.TINY.hidden_size

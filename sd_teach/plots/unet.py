@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
@@ -54,7 +55,8 @@ def u_diagram(rows: Sequence[LedgerRow]) -> Figure:
         axis.annotate("", (end, y + 0.29), (end, y + 0.43), arrowprops=tip)
     for level, (h, w) in enumerate(sides):
         axis.text(-0.75, -height * level, f"{h} x {w}", ha="right", va="center", fontsize=9, color=INK)
-    patches = [Patch(facecolor=colour, edgecolor=INK, label=name) for name, colour in _KINDS.items()]
+    drawn = {to_hex(patch.get_facecolor()) for patch in axis.patches}
+    patches = [Patch(facecolor=c, edgecolor=INK, label=name) for name, c in _KINDS.items() if to_hex(c) in drawn]
     patches.append(plt.Line2D([], [], color=BLUE, label="skip connection"))
     axis.legend(handles=patches, loc="lower center", bbox_to_anchor=(0.53, -0.06), ncols=5, fontsize=8, frameon=False)
     figure.subplots_adjust(0.01, 0.04, 0.99, 0.99)

