@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
     )
     parser.add_argument(
-        "--eta", type=float, default=0.0, help="fresh noise in each step, 0 DDIM to 1 DDPM (default: 0)"
+        "--eta", type=float, metavar="E", help="fresh noise in each step, 0 DDIM to 1 DDPM (default: the model's)"
     )
     parser.add_argument("--seed", type=int, default=12345, help="-1: random, and printed (default: %(default)s)")
     parser.add_argument("--n", type=int, default=1, help="number of images, of seeds seed, seed + 1, ... (default: 1)")
@@ -101,8 +101,11 @@ def main(argv: list[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         outputs = _outputs(options.out, options.n)
         if options.from_png:
-            parser.set_defaults(**_settings(options.from_png))
+            given, told = options, _settings(options.from_png)
+            parser.set_defaults(**told)
             options = parser.parse_args(arguments)
+            if options.sampler != told.get("sampler", "ddim"):
+                options.eta = given.eta  # a picture's eta is that of its sampler
         if options.prompt is None:
             parser.error("a prompt is needed: what should be drawn?")
         for option, needed in (("strength", "init_image"), ("mask", "init_image"), ("paste_back", "mask")):
@@ -151,7 +154,7 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
         "guidance_until": defaults.guidance_until if options.until is None else options.until,
         "width": defaults.image_size if options.width is None else options.width,
         "height": defaults.image_size if options.height is None else options.height,
-        "eta": options.eta,
+        "eta": (defaults.eta if options.sampler == "ddim" else 0.0) if options.eta is None else options.eta,
         "sampler": options.sampler,
     }
     draw, told = sd.text_to_image, {}

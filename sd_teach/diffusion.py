@@ -22,6 +22,7 @@ class Defaults:
     steps: int = 20
     guidance_scale: float = 7.5
     guidance_until: int = 0  # time step below which the scale is at most 1; 0: none
+    eta: float = 0.0  # 0..1, how much fresh noise each of DDIM's steps adds; 1: as much as DDPM
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ A diffusers folder holds the three networks apart (unet/, vae/, text_encoder/), 
 files of settings. Nothing is computed on the way: tensors keep their bytes and dtypes, only names change, and 1 x 1
 convolutions may become linear layers of the same numbers.
 
-Not in the folder: the default number of steps and guidance scale, which are arguments there, and the time step at which
-guidance ends, which the other library's pipeline does not know. Not in the model: a safety checker, and the choice of a
-sampler (SD v1.5's own folder asks for PNDM; here the same model runs by DDIM).
+Not in the folder: the default number of steps, guidance scale and eta, which are arguments there, and the time step at
+which guidance ends, which the other library's pipeline does not know. Not in the model: a safety checker, and the
+choice of a sampler (SD v1.5's own folder asks for PNDM; here the same model runs by DDIM).
 """
 
 import json

@@ -91,7 +91,7 @@ class StableDiffusion:
         num_images: int = 1,
         width: int | None = None,
         height: int | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
         sampler: str = "ddim",
         callback: Callable[[DDIMState], None] | None = None,
     ) -> Result:
@@ -101,9 +101,8 @@ class StableDiffusion:
         steps: 1..1000. guidance_scale: 0 or more; at 1 the negative prompt has no effect (UserWarning).
         guidance_until: 0..1000, the time step below which the scale is at most 1; 0 guides to the end.
         seed: of the first image; image k has seed + k. width, height: pixels. eta: 0 DDIM .. 1 DDPM.
-        sampler: "ddim", "euler" or "dpm-solver++"; only DDIM has an eta.
-        callback: called with the DDIMState of every step.
-        None means the model's own default. Raises ValueError for anything out of range, before any work.
+        sampler: "ddim", "euler" or "dpm-solver++"; only DDIM has an eta. callback: gets the DDIMState of every step.
+        None means the model's own default. Raises ValueError for what is no text or out of range, before any work.
         """
         run = _Run(
             self.model, prompt, negative_prompt,
@@ -169,14 +168,17 @@ class _Run:
 
     def __init__(
         self, model, prompt, negative_prompt, steps=None, guidance_scale=None, guidance_until=None, seed=0,
-        num_images=1, width=None, height=None, eta=0.0, sampler="ddim", callback=None,
+        num_images=1, width=None, height=None, eta=None, sampler="ddim", callback=None,
     ):  # fmt: skip
+        if not isinstance(prompt, str) or not isinstance(negative_prompt, str):
+            raise ValueError(f"prompt and negative prompt must be text, got {prompt!r} and {negative_prompt!r}")
         config, defaults = model.config, model.config.defaults
         steps = defaults.steps if steps is None else steps
         scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
         until = defaults.guidance_until if guidance_until is None else guidance_until
         width = defaults.image_size if width is None else width
         height = defaults.image_size if height is None else height
+        eta = (defaults.eta if sampler == "ddim" else 0.0) if eta is None else eta
         whole = {"steps": steps, "guidance_until": until, "seed": seed, "num_images": num_images}
         for name, value in {**whole, "width": width, "height": height}.items():
             if not isinstance(value, Integral):
@@ -233,18 +235,14 @@ class _Run:
 
     def result(self, latents: Tensor) -> Result:
         if not latents.isfinite().all():
-            raise ValueError(
-                "the latents grew beyond all numbers: give a smaller guidance scale, or compute in float32"
-            )
+            raise ValueError("the latents grew beyond all numbers: give a smaller guidance scale, or use float32")
         images = to_images(self.model.decode_first_stage(latents))
         return Result(images, latents, [generator.initial_seed() for generator in self.generators])
 
 
 def fastest_device() -> str:
     """ "cuda" or "mps" where there is one, else "cpu"."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def cpu_has_bf16() -> bool:

@@ -163,6 +163,26 @@ def test_a_model_says_until_when_it_is_guided_unless_the_option_does(cli, ending
     assert (pixels("usual.png") != pixels("through.png")).any()
 
 
+def test_a_model_says_how_much_fresh_noise_it_adds_unless_the_option_does(cli, small_folder, tmp_path):
+    folder = shutil.copytree(small_folder, tmp_path / "noisy")
+    config = json.loads((folder / "config.json").read_text())
+    config["defaults"]["eta"] = 1.0
+    (folder / "config.json").write_text(json.dumps(config))
+    given = {"usual": [], "told": ["--eta", "1"], "still": ["--eta", "0"], "euler": ["--sampler", "euler"]}
+    for name, options in given.items():
+        assert cli("a cat", "--model", str(folder), *options, "--out", f"{name}.png")[0] == 0
+    told = {name: Image.open(f"{name}.png").text["eta"] for name in given}
+    assert told == {"usual": "1.0", "told": "1.0", "still": "0.0", "euler": "0.0"}
+    assert (pixels("usual.png") == pixels("told.png")).all()
+    assert (pixels("usual.png") != pixels("still.png")).any()
+    # a picture made again by another sampler has that one's noise
+    again = ["--model", str(folder), "--out", "again.png"]
+    for name, sampler, same in (("usual", "euler", "euler"), ("euler", "ddim", "usual"), ("still", "ddim", "still")):
+        assert cli("--from-png", f"{name}.png", "--sampler", sampler, *again)[0] == 0
+        assert (pixels("again.png") == pixels(f"{same}.png")).all()
+    assert cli("--from-png", "usual.png", "--sampler", "euler", "--eta", "1", *again)[0] == 2
+
+
 def test_the_larger_miniature_draws_256_pixels(cli):
     assert cli("a cat", "--model", "tiny-256", "--steps", "2")[0] == 0
     assert Image.open("out.png").size == (256, 256)

@@ -130,14 +130,31 @@ def test_none_means_the_models_own_defaults(sd):
     assert same(usual.images[0], told.images[0])
 
 
-def test_a_model_says_until_when_it_is_guided(sd, monkeypatch):
-    through = sd.text_to_image("a cat", seed=1).images[0]
-    defaults = replace(sd.model.config.defaults, guidance_until=500)
-    monkeypatch.setattr(sd.model, "config", replace(sd.model.config, defaults=defaults))
+@pytest.fixture
+def saying(sd, monkeypatch):
+    """saying(eta=1.0): from now on the small model says so."""
+
+    def say(**defaults):
+        config = sd.model.config
+        monkeypatch.setattr(sd.model, "config", replace(config, defaults=replace(config.defaults, **defaults)))
+
+    return say
+
+
+@pytest.mark.parametrize(("setting", "value", "none"), [("guidance_until", 500, 0), ("eta", 1.0, 0.0)])
+def test_a_model_says_until_when_it_is_guided_and_how_much_fresh_noise_is_added(sd, saying, setting, value, none):
+    plain = sd.text_to_image("a cat", seed=1).images[0]
+    saying(**{setting: value})
     usual = sd.text_to_image("a cat", seed=1).images[0]
-    assert same(usual, sd.text_to_image("a cat", seed=1, guidance_until=500).images[0])
-    assert not same(usual, through)
-    assert same(through, sd.text_to_image("a cat", seed=1, guidance_until=0).images[0])  # 0 is a value
+    assert same(usual, sd.text_to_image("a cat", seed=1, **{setting: value}).images[0])
+    assert not same(usual, plain)
+    assert same(plain, sd.text_to_image("a cat", seed=1, **{setting: none}).images[0])  # 0 is a value
+
+
+def test_a_models_fresh_noise_is_ddims_alone(sd, saying):
+    plain = sd.text_to_image("a cat", seed=1, sampler="euler").images[0]
+    saying(eta=1.0)
+    assert same(plain, sd.text_to_image("a cat", seed=1, sampler="euler").images[0])
 
 
 def test_an_empty_prompt_draws_the_unconditional_picture(sd):
@@ -223,6 +240,12 @@ def test_the_weights_are_left_alone(sd):
 def test_what_is_out_of_range_is_refused_before_any_work(sd, idle, options, message):
     with pytest.raises(ValueError, match=message):
         sd.text_to_image("a cat", **options)
+
+
+@pytest.mark.parametrize("prompts", [(["a cat", "a dog"],), (None,), ("a cat", None), (b"a cat", "")])
+def test_what_is_no_text_is_refused_as_a_prompt(sd, idle, prompts):
+    with pytest.raises(ValueError, match="prompt and negative prompt must be text, got "):
+        sd.text_to_image(*prompts)
 
 
 def test_a_run_that_leaves_the_numbers_is_refused_instead_of_drawn(sd):

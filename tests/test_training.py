@@ -492,7 +492,7 @@ def test_a_grown_unet_is_the_one_before_on_means_of_2_by_2_enlarged():
         assert_close(inner(seen["into"], t, context), seen["back"])
 
 
-def test_a_grown_unet_keeps_the_convolutions_and_the_attention_of_the_one_before():
+def test_a_grown_unet_keeps_most_convolutions_and_the_attention_of_the_one_before():
     inner = randomise(UNetModel(unet.TINY))
     outer = unet.grow(inner)
     own, weights, inside = set(unet.own_weights(outer, inner)), outer.state_dict(), inner.state_dict()
@@ -503,6 +503,27 @@ def test_a_grown_unet_keeps_the_convolutions_and_the_attention_of_the_one_before
     assert all((weight.shape, weight.sum().item()) in values for weight in shared.values())
     new = [name for name in weights if name.startswith(("input_blocks.1.", "input_blocks.2.", "output_blocks.7."))]
     assert len(new) > 20 and own.issuperset(new)
+    blocks = ("input_blocks.3.0.", "output_blocks.4.0.", "output_blocks.5.0.")  # of the finest level within
+    finest = [name for name in weights if name.startswith(blocks)]
+    assert sum(weights[name].shape[-2:] == (3, 3) for name in finest) == 6 and own.issuperset(finest)
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_of_a_larger_model_its_own_weights_are_trained_at_small_time_steps_most(monkeypatch, size):
+    drawn = scenes.draw(4, torch.Generator().manual_seed(0))
+    pool = SimpleNamespace(scale_factor=0.5, scenes=drawn, draw=lambda *_: (torch.zeros(1, 4, 8, 8), [""]))
+    monkeypatch.setattr(unet, "Pool", lambda *_: pool)
+    monkeypatch.setattr(text, "near_words", dict)
+    monkeypatch.setattr(unet, "loss", lambda model, x0, captions, generator, late: late)
+    runs = []
+    monkeypatch.setattr(unet, "train", lambda run, network, loss_at, *_, **__: runs.append((network, loss_at(None))))
+    monkeypatch.setattr("sys.argv", ["unet", "--size", str(size), "--device", "cpu"])
+    unet.main()
+    ((network, late),) = runs
+    trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
+    every = {name for name, _ in network.named_parameters()}
+    assert late == (size == 256)
+    assert trained == (set(unet.own_weights(network, UNetModel(unet.TINY))) if late else every)
 
 
 def large_run(monkeypatch, tmp_path, change: float) -> dict[str, torch.Tensor]:
@@ -785,12 +806,13 @@ class Told(nn.Module):
         return x / (1 - self.schedule.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1) + self.weight * context
 
 
-def test_the_loss_weighs_each_time_step_by_the_smaller_of_its_snr_and_five(monkeypatch):
+@pytest.mark.parametrize(("late", "times", "most"), [(False, [0, 100, 900], 5), (True, [0, 100, 360], 20)])
+def test_the_loss_weighs_each_time_step_by_the_smaller_of_its_snr_and_a_bound(monkeypatch, late, times, most):
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([0, 100, 900]))
-    alphas = NoiseSchedule().alphas_cumprod[[0, 100, 900]]
-    weights = (alphas / (1 - alphas)).clamp(max=5) / (alphas / (1 - alphas))
+    alphas = NoiseSchedule().alphas_cumprod[times]
+    weights = (alphas / (1 - alphas)).clamp(max=most) / (alphas / (1 - alphas))
     wanted = (weights * torch.tensor([1, 4, 9])).mean().item()  # squares of the errors
-    got = unet.loss(Told(), torch.zeros(3, 1, 2, 2), ["a", "an", "ant"], torch.Generator()).item()
+    got = unet.loss(Told(), torch.zeros(3, 1, 2, 2), ["a", "an", "ant"], torch.Generator(), late).item()
     assert got == pytest.approx(wanted, rel=1e-5)
 
 
@@ -879,6 +901,17 @@ def test_what_is_measured_and_what_the_decoder_learns_from_is_guided_as_the_mode
     decoder.made(model, torch.zeros(1, 3, 64, 64), ["a cat"], torch.Generator().manual_seed(7))
     steps = len(batches)
     assert steps > 10 and batches.count(2) == max(0, guided - (20 - steps))
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_what_is_measured_is_what_the_pipeline_draws(eta):
+    model = LatentDiffusion(replace(SMALL, defaults=replace(SMALL.defaults, steps=4, eta=eta))).eval()
+    randomise(model)
+    drawn = metrics.pictures_of(model, ["a cat", "a dog"], [7, 8])
+    for i, prompt in enumerate(("a cat", "a dog")):
+        alone = metrics.StableDiffusion(model).text_to_image(prompt, seed=7 + i, eta=eta).latents
+        with torch.inference_mode():
+            assert_close(model.decode_first_stage(alone), drawn[i, None], atol=1e-4, rtol=1e-4)
 
 
 def test_made_latents_are_kept_with_the_run_beside_their_pictures(painter, monkeypatch):

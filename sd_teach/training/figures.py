@@ -178,9 +178,10 @@ def main() -> None:
         drawn = io.BytesIO()
         figure.savefig(drawn, dpi=90)
         picture = Image.open(drawn).convert("RGB")
-        if name not in ("hero", "sizes"):
-            picture = picture.quantize(256)  # a fifth of the size
-        picture.save(folder / f"{name}.png", optimize=True)
+        if name in ("hero", "sizes"):  # too many colours for a palette
+            picture.save(folder / f"{name}.jpg", quality=92, subsampling=0)
+        else:
+            picture.quantize(256).save(folder / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from sd_teach.ddim import ddim_sample
 from sd_teach.diffusion import LatentDiffusion
 from sd_teach.guidance import GuidedModel
-from sd_teach.noise import image_generators, initial_noise
+from sd_teach.noise import draw_noise, image_generators, initial_noise
 from sd_teach.pipeline import StableDiffusion, to_images
 from sd_teach.training import data, drawings, scenes
 from sd_teach.training.drawings import STYLES
@@ -145,7 +145,11 @@ def pictures_of(model: LatentDiffusion, prompts: list[str], seeds: list[int], sc
     cond, uncond = model.get_learned_conditioning(prompts), model.get_learned_conditioning([""] * len(prompts))
     scale = defaults.guidance_scale if scale is None else scale
     eps_model = GuidedModel(model.apply_model, cond, uncond, scale, defaults.guidance_until)
-    *_, last = ddim_sample(eps_model, x_T.to(device), model.schedule, defaults.steps)
+
+    def noise(x: Tensor) -> Tensor:
+        return draw_noise(generators, x.shape[1:]).to(device)
+
+    *_, last = ddim_sample(eps_model, x_T.to(device), model.schedule, defaults.steps, defaults.eta, noise)
     return model.decode_first_stage(last.x_prev).float().cpu()
 
 

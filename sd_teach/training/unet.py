@@ -6,8 +6,9 @@ guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 20
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
 
 With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
-level, and a little of what it surrounds, is trained (`own_weights`). After a new UNet it has to be trained again, which
-goes on from the weights that `assets/tiny-256` has.
+level, and a little of what it surrounds, is trained (`own_weights`), most at small time steps, where what is new in
+larger pictures is decided and which weigh more then (min(SNR, 20) / SNR). After a new UNet it has to be trained again,
+which goes on from the weights that `assets/tiny-256` has.
 """
 
 import argparse
@@ -39,6 +40,7 @@ TINY = UNetConfig(
     context_dim=text.TINY.hidden_size,
 )
 OFFSET = 0.1  # standard deviation of the noise that all places of a channel share
+LATE = 400  # below this time step an outer level has most to say
 CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
 
@@ -80,10 +82,12 @@ def own_weights(outer: UNetModel, inner: UNetModel) -> list[str]:
     """The names of what a UNet that grew around another has for itself; the rest is the inner one's, unchanged.
 
     Beside the new level: its ends, how it hears of the time step (means of 2 x 2 places have half the noise), biases,
-    norms, and where skips are joined. So pictures of a second size cost a twelfth of the weights.
+    norms, where skips are joined, and the convolutions of the finest level within, which has outlines to draw that it
+    did not know. So pictures of a second size cost a tenth of the weights.
     """
-    shared = {name_around(name) for name in inner.state_dict()}
-    own = re.compile(r"^(input_blocks\.0|out|time_embed)\.|\.(emb_layers|skip_connection)\.")
+    shared, n = {name_around(name) for name in inner.state_dict()}, len(inner.output_blocks)
+    finest = rf"(input_blocks\.3|output_blocks\.({n - 2}|{n - 1}))\.0"
+    own = re.compile(rf"^(input_blocks\.0|out|time_embed|{finest})\.|\.(emb_layers|skip_connection)\.")
     weights = outer.named_parameters()
     return [name for name, weight in weights if name not in shared or weight.dim() == 1 or own.search(name)]
 
@@ -96,6 +100,10 @@ def assemble(scale_factor: float, size: int = scenes.SIZE) -> LatentDiffusion:
     # of 2, 3, 5 and 7.5 the scale at which most pictures have the style asked for; more makes edges harsher. Guidance
     # makes blotches at small time steps, where a latent itself shows what its caption says
     defaults = Defaults(image_size=size, guidance_scale=5.0, guidance_until=300)
+    if size != scenes.SIZE:
+        # more places show it at larger time steps already: means of 2 x 2 have half the noise. Fresh noise covers up
+        # what an outer level, trained for less long, gets wrong
+        defaults = replace(defaults, guidance_until=500, eta=1.0)
     config = ModelConfig(text.TINY, config_for(size), vae.TINY, scale_factor=scale_factor, defaults=defaults)
     model = LatentDiffusion(config)
     vae.load_autoencoder(model.first_stage_model)
@@ -181,18 +189,26 @@ class Pictures:
         return self.latents[chosen], ["" if e else text for text, e in zip(texts, empty, strict=True)]
 
 
-def loss(model: LatentDiffusion, x0: Tensor, captions: list[str], generator: torch.Generator) -> Tensor:
-    """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance."""
+def loss(
+    model: LatentDiffusion, x0: Tensor, captions: list[str], generator: torch.Generator, late: bool = False
+) -> Tensor:
+    """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance.
+
+    late: every other time step is drawn from those below LATE, and small ones weigh more.
+    """
     device = next(model.parameters()).device
     alphas = model.schedule.alphas_cumprod
     t = torch.randint(len(alphas), (len(x0),), generator=generator)
+    if late:
+        t[::2] = t[::2] * LATE // len(alphas)
     noise = torch.randn(x0.shape, generator=generator)
     noise = noise + OFFSET * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
     x_t = q_sample(x0, t, noise, model.schedule).contiguous(memory_format=torch.channels_last)
     context = model.get_learned_conditioning(captions)
     eps = model.apply_model(x_t.to(device), t.to(device), context).float()
     error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
-    weights = (5.0 * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, 5) / SNR
+    most = 20.0 if late else 5.0
+    weights = (most * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, most) / SNR
     return (weights.to(device) * error).mean()
 
 
@@ -303,7 +319,8 @@ def main() -> None:
         return numbers
 
     def loss_at(generator: torch.Generator) -> Tensor:
-        return loss(model, *pool.draw(options.batch, generator, near), generator)
+        late = options.size != scenes.SIZE
+        return loss(model, *pool.draw(options.batch, generator, near), generator, late)
 
     train(run, unet, loss_at, evaluate, options, average_decay=options.average)
 
