@@ -101,10 +101,10 @@ def main(argv: list[str] | None = None) -> int:
         options = parser.parse_args(arguments)
         outputs = _outputs(options.out, options.n)
         if options.from_png:
-            given, told = options, _settings(options.from_png)
-            parser.set_defaults(**told)
+            given = options
+            parser.set_defaults(**_settings(options.from_png))
             options = parser.parse_args(arguments)
-            if options.sampler != told.get("sampler", "ddim"):
+            if options.sampler != parser.get_default("sampler"):
                 options.eta = given.eta  # a picture's eta is that of its sampler
         if options.prompt is None:
             parser.error("a prompt is needed: what should be drawn?")

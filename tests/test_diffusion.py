@@ -174,7 +174,7 @@ def test_every_group_norm_has_32_groups(sd_v1_5):
 def test_the_scale_factor_and_the_defaults_are_stable_diffusions():
     config = ModelConfig()
     assert config.scale_factor == 0.18215
-    assert config.defaults == Defaults(image_size=512, steps=20, guidance_scale=7.5, guidance_until=0)
+    assert config.defaults == Defaults(image_size=512, steps=20, guidance_scale=7.5, guidance_until=0, eta=0.0)
     assert config.schedule == ScheduleConfig(num_timesteps=1000, beta_start=0.00085, beta_end=0.012)
 
 

@@ -145,16 +145,21 @@ def test_the_models_defaults_are_used_and_written_down(cli, sd):
 
 
 @pytest.fixture
-def ending(small_folder, tmp_path):
-    """The small model in a folder that says: guided until time step 500."""
-    folder = shutil.copytree(small_folder, tmp_path / "ending")
-    config = json.loads((folder / "config.json").read_text())
-    config["defaults"]["guidance_until"] = 500
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
+def saying(small_folder, tmp_path):
+    """saying(eta=1.0): the small model in a folder that says so."""
+
+    def say(**defaults):
+        folder = shutil.copytree(small_folder, tmp_path / "saying")
+        config = json.loads((folder / "config.json").read_text())
+        config["defaults"] |= defaults
+        (folder / "config.json").write_text(json.dumps(config))
+        return str(folder)
+
+    return say
 
 
-def test_a_model_says_until_when_it_is_guided_unless_the_option_does(cli, ending):
+def test_a_model_says_until_when_it_is_guided_unless_the_option_does(cli, saying):
+    ending = saying(guidance_until=500)
     for name, options in {"usual": [], "told": ["--until", "500"], "through": ["--until", "0"]}.items():
         assert cli("a cat", "--model", ending, *options, "--out", f"{name}.png")[0] == 0
     told = {name: Image.open(f"{name}.png").text["guidance_until"] for name in ("usual", "told", "through")}
@@ -163,20 +168,17 @@ def test_a_model_says_until_when_it_is_guided_unless_the_option_does(cli, ending
     assert (pixels("usual.png") != pixels("through.png")).any()
 
 
-def test_a_model_says_how_much_fresh_noise_it_adds_unless_the_option_does(cli, small_folder, tmp_path):
-    folder = shutil.copytree(small_folder, tmp_path / "noisy")
-    config = json.loads((folder / "config.json").read_text())
-    config["defaults"]["eta"] = 1.0
-    (folder / "config.json").write_text(json.dumps(config))
+def test_a_model_says_how_much_fresh_noise_it_adds_unless_the_option_does(cli, saying):
+    noisy = saying(eta=1.0)
     given = {"usual": [], "told": ["--eta", "1"], "still": ["--eta", "0"], "euler": ["--sampler", "euler"]}
     for name, options in given.items():
-        assert cli("a cat", "--model", str(folder), *options, "--out", f"{name}.png")[0] == 0
+        assert cli("a cat", "--model", noisy, *options, "--out", f"{name}.png")[0] == 0
     told = {name: Image.open(f"{name}.png").text["eta"] for name in given}
     assert told == {"usual": "1.0", "told": "1.0", "still": "0.0", "euler": "0.0"}
     assert (pixels("usual.png") == pixels("told.png")).all()
     assert (pixels("usual.png") != pixels("still.png")).any()
     # a picture made again by another sampler has that one's noise
-    again = ["--model", str(folder), "--out", "again.png"]
+    again = ["--model", noisy, "--out", "again.png"]
     for name, sampler, same in (("usual", "euler", "euler"), ("euler", "ddim", "usual"), ("still", "ddim", "still")):
         assert cli("--from-png", f"{name}.png", "--sampler", sampler, *again)[0] == 0
         assert (pixels("again.png") == pixels(f"{same}.png")).all()
@@ -338,7 +340,8 @@ def test_from_png_repeats_a_run_that_began_with_a_picture(cli, photo, options):
 
 
 @pytest.mark.parametrize("key", ["sampler", "guidance_until"])
-def test_from_png_still_reads_pictures_made_before_these_were_told(cli, ending, key):
+def test_from_png_still_reads_pictures_made_before_these_were_told(cli, saying, key):
+    ending = saying(guidance_until=500)
     cli("a cat", "--model", ending, "--steps", "3", "--until", "0", "--out", "new.png")
     image = Image.open("new.png")
     info = PngInfo()

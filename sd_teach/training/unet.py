@@ -273,13 +273,13 @@ def main() -> None:
         print(f'draw with it: python -m sd_teach "{data.read_folder(chosen.data)[0][1]}" --model {folder}')
         return
     options = options.parse_args()
-    run = Run(options.run)
+    run, larger = Run(options.run), options.size != scenes.SIZE
     torch.manual_seed(0)
     pool = Pool(run, options.scenes, options.size)
     model = assemble(pool.scale_factor, options.size).to(options.device)
     unet = model.model.diffusion_model
     bundled = None if options.fresh or run.checkpoint.exists() else bundled_model()
-    if bundled and options.size == scenes.SIZE:
+    if bundled and not larger:
         bundled.to(options.device)
         captions = [scenes.caption(scene, random.Random(i))[0] for i, scene in enumerate(pool.scenes[:2000].tolist())]
         # the first slots: captions are short, and what comes after them is padding
@@ -292,7 +292,7 @@ def main() -> None:
     elif bundled:
         load_checked(unet, grow(bundled.model.diffusion_model).state_dict(), "assets/tiny")
     unet.requires_grad_(True).to(memory_format=torch.channels_last)
-    if options.size != scenes.SIZE and not options.fresh:
+    if larger and not options.fresh:
         own = own_weights(unet, UNetModel(TINY))
         for name, weight in unet.named_parameters():
             weight.requires_grad_(name in own)
@@ -319,8 +319,7 @@ def main() -> None:
         return numbers
 
     def loss_at(generator: torch.Generator) -> Tensor:
-        late = options.size != scenes.SIZE
-        return loss(model, *pool.draw(options.batch, generator, near), generator, late)
+        return loss(model, *pool.draw(options.batch, generator, near), generator, late=larger)
 
     train(run, unet, loss_at, evaluate, options, average_decay=options.average)
 
