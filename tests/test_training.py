@@ -655,6 +655,66 @@ def test_states_are_compared_where_captions_should_mean_the_same(encoder):
     assert pairs(2) == words.SLOTS * [end]
 
 
+def test_of_a_caption_of_two_each_is_said_alone_in_the_same_words():
+    cat, owl = subject("cat").index, subject("owl").index
+    blue, red = scenes.COLOUR_NAMES.index("blue"), scenes.COLOUR_NAMES.index("red")
+    scene = [cat, owl, 0, scenes.NONE, red, blue, scenes.PAIR, 0]
+    car = [subject("car").index, owl, 0, scenes.TINTS[-1], *scene[scenes.OTHER_TINT :]]  # also called a red car
+    assert not any("red car" in words.alone(car, random.Random(seed))[0] for seed in range(100))
+    seen = set()
+    for seed in range(200):
+        both, first, second = words.alone(scene, random.Random(seed))
+        frame_and_first, _, rest = both.partition(" and ")
+        frame, after = second.removesuffix(rest), rest.removeprefix("a red owl")
+        assert rest == f"a red owl{after}" and second == frame + rest
+        assert frame_and_first.startswith(f"{frame}a ") and first == frame_and_first + after
+        seen.add(both)
+    assert "a cat and a red owl on a blue background" in seen and "an image of a cat and a red owl" in seen
+
+
+def test_slots_of_a_caption_of_two_speak_of_the_second_then_of_both_in_turn(encoder):
+    captions = [
+        ("a cat and a red owl on a blue background", "a cat on a blue background", "a red owl on a blue background"),
+        ("a cup of tea and scissors", "a cup of tea", "scissors"),
+        ("an image of a bear and a teddy bear", "an image of a bear", "an image of a teddy bear"),
+    ]
+    ids, *others = (encoder.tokenize(list(side)) for side in zip(*captions, strict=True))
+    row, slot, whose, there = words.apart(ids, *others).unbind(1)
+    assert torch.equal(ids[row, slot], torch.stack(others)[whose.clamp(max=1), row, there])
+    said = ["a red owl on a blue background", "scissors", "a teddy bear"]
+    for i, (end, *its_end) in enumerate(zip(*(text.first_end(side).tolist() for side in (ids, *others)), strict=True)):
+        its_slots, its_whose, its_there = (column[row == i] for column in (slot, whose, there))
+        seconds = its_slots[its_whose == words.SECOND].sort().values
+        assert encoder.tokenizer.decode(ids[i, seconds]) == said[i] and seconds.max() == end - 1
+        for which, turn in ((words.FIRST, 0), (words.SECOND_END, 1)):
+            after = its_slots[its_whose == which]
+            assert after.tolist() == [s for s in range(end, 77) if s % 2 == turn]
+            assert torch.equal(its_there[its_whose == which], its_end[turn] + after - end)
+
+
+def test_what_two_things_should_mean_is_what_each_means_alone_moved_as_all_are(encoder):
+    pairs = words.Pairs(encoder)
+    assert scenes.allowed(torch.tensor(pairs.scenes)).all()
+    ids, row, slot, whose, wanted = pairs.draw(500, random.Random(1))
+    away = encoder.encode_tokens(ids)[row, slot] - wanted
+    for which in (words.FIRST, words.SECOND):
+        left = away[whose == which].mean(0).square().mean()
+        assert left < 0.05 * (away[whose == which].mean(0) + pairs.moves[which]).square().mean()
+    assert_close(pairs.moves[words.SECOND_END], pairs.moves[words.FIRST] + pairs.moves[words.SECOND], rtol=0, atol=1e-6)
+
+    pairs.scenes, rng = [pairs.scenes[0]], random.Random(2)
+    captions = words.alone(rng.choices(pairs.scenes)[0], rng)
+    for slots in (0, 77):
+        ids, row, slot, whose, wanted = pairs.draw(1, random.Random(2), slots)
+        assert torch.equal(ids, encoder.tokenize([captions[0]])[:, : ids.shape[1]])
+        assert ids.shape[1] == (slots or text.first_end(ids) + words.SLOTS)
+        states = encoder(list(captions[1:]))
+        for s, w, state in zip(slot, whose, wanted, strict=True):
+            i = int(w > 0)
+            there = s - text.first_end(ids)[0] + text.first_end(encoder.tokenize([captions[1 + i]]))[0]
+            assert_close(state, states[i, there] + pairs.moves[w], rtol=0, atol=1e-4)
+
+
 def test_a_word_of_one_token_takes_the_row_of_its_subject_and_no_caption_changes(encoder):
     table = encoder.transformer["text_model"].embeddings.token_embedding.weight
     told = {"automobile": subject("car").index, "dog": subject("cat").index, "tuk": subject("palm tree").index}
@@ -685,6 +745,10 @@ def test_the_lesson_teaches_words_and_leaves_captions_rows_alone(encoder, monkey
     duck = encoder(["a duck"])[0, -1]
     before, after = ((m(["a mallard"])[0, -1] - duck).square().mean() for m in (encoder, taught))
     assert after < 0.5 * before
+    ids, row, slot, whose, wanted = words.Pairs(encoder, 2000).draw(200, random.Random(1))
+    before, after = ((m.encode_tokens(ids)[row, slot] - wanted).square().mean(1) for m in (encoder, taught))
+    for which in (words.FIRST, words.SECOND, words.SECOND_END):
+        assert after[whose == which].mean() < 0.95 * before[whose == which].mean()
     before, after = (m.transformer["text_model"].embeddings.token_embedding.weight for m in (encoder, taught))
     ids, tokens = words.whole_words(encoder.tokenizer), encoder.tokenizer("mallard")["input_ids"][1:-1]
     known = words.heard(encoder.tokenizer, [])
@@ -709,10 +773,10 @@ def options(steps: int, **changed) -> argparse.Namespace:
     return argparse.Namespace(**(known | changed))
 
 
-def trained(run: str, *lengths: int) -> nn.Module:
+def trained(run: str, *lengths: int, muon: bool) -> nn.Module:
     """A small regression, trained to each of the lengths in turn, resuming in between; the schedule is the last's."""
-    for length in lengths:
-        torch.manual_seed(7)
+    for turn, length in enumerate(lengths):
+        torch.manual_seed(7 + turn)  # whatever does not come from the checkpoint is another
         model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 1))
 
         def loss_at(generator, model=model):
@@ -721,7 +785,7 @@ def trained(run: str, *lengths: int) -> nn.Module:
 
         stop = Stop(length) if length != lengths[-1] else lambda average, step: {}
         try:
-            average = loop.train(loop.Run(run), model, loss_at, stop, options(lengths[-1]))
+            average = loop.train(loop.Run(run), model, loss_at, stop, options(lengths[-1]), muon=muon)
         except Stop.Now:
             continue
     return average
@@ -742,11 +806,18 @@ class Stop:
         return {}
 
 
-def test_a_run_that_was_broken_off_resumes_exactly():
-    unbroken, resumed = trained("whole", 8), trained("parts", 4, 8)
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_run_that_was_broken_off_resumes_exactly(muon):
+    unbroken, resumed = trained("whole", 8, muon=muon), trained("parts", 4, 8, muon=muon)
     for a, b in zip(unbroken.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
     assert loop.Run("parts").settings() == {"step": 8, "batch": 4}
+
+
+def test_a_run_begun_with_other_optimisers_is_refused_by_name():
+    trained("r", 2, muon=False)
+    with pytest.raises(ValueError, match=r"run 'r' was begun by other code or options"):
+        trained("r", 4, muon=True)
 
 
 def test_some_parameters_may_learn_ten_times_as_fast_and_none_need_decay():

@@ -1,7 +1,7 @@
 """What the trainings share: a run's folder, exact resumption, the optimisation loop, the options.
 
 Runs live outside the checkout, in `$SD_TEACH_RUNS` (default `~/.cache/sd_teach/runs`), one folder each:
-`checkpoint.pt` (weights, their moving average, optimiser, step), `log.jsonl` (a line a checkpoint) and `samples/`.
+`checkpoint.pt` (weights, their moving average, optimisers, step), `log.jsonl` (a line a checkpoint) and `samples/`.
 All randomness of step i comes from a generator seeded with i, so a resumed run repeats an unbroken one exactly.
 """
 
@@ -21,6 +21,7 @@ from sd_teach import ASSETS
 from sd_teach.checkpoint import check_names, load_model
 from sd_teach.diffusion import LatentDiffusion
 from sd_teach.pipeline import cpu_has_bf16, fastest_device
+from sd_teach.training.muon import Muon
 
 
 def runs_folder() -> Path:
@@ -127,25 +128,33 @@ def train(
     average_decay: float = 0.9995,
     weight_decay: float = 0.01,
     fast: Collection[nn.Parameter] = (),
+    muon: bool = False,
 ) -> nn.Module:
     """Train to `options.steps`, resuming the run if there is one; Ctrl-C or SIGTERM stops with a checkpoint.
 
     `loss_at(generator)` draws its batch from the generator and returns the loss; `evaluate(average, step)` gets the
     model with averaged weights, may write samples, and returns numbers for the log. `fast`: parameters with ten times
-    the learning rate. Returns that averaged model.
+    the learning rate. `muon`: whether Muon trains matrices and convolutions that are not in `fast`, and AdamW the rest.
+    Returns the model with averaged weights. Raises ValueError for a run begun with other optimisers.
     """
     device, precision = options.device, options.precision or _precision(options.device)
     model.to(device).train()
     average = copy.deepcopy(model).eval().requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if not any(p is q for q in fast)], "scale": 1.0}]
+    others = [p for p in trained if not any(p is q for q in fast)]
+    matrices = [p for p in others if muon and p.dim() > 1]
+    groups = [{"params": [p for p in others if not (muon and p.dim() > 1)], "scale": 1.0}]
     groups += [{"params": list(fast), "scale": 10.0}] if fast else []
-    optimiser = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
+    optimisers = [torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)]
+    optimisers += [Muon([{"params": matrices, "scale": 1.0}], weight_decay=weight_decay)] if matrices else []
     first = 0
     if state := run.load():
         model.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
+        if len(state.get("optimisers", ())) != len(optimisers):
+            raise ValueError(f"run {options.run!r} was begun by other code or options: begin another with --run NAME")
+        for optimiser, its_state in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(its_state)
         first = state["step"]
     stopped = []
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -157,14 +166,15 @@ def train(
     for step in bar:
         generator = torch.Generator().manual_seed(step)
         torch.manual_seed(step)
-        for group in optimiser.param_groups:
+        for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = group["scale"] * learning_rate(step, options.steps, options.lr)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
             loss = loss_at(generator)
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        for optimiser in optimisers:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
         # the average follows closely at first, then ever more slowly: min(decay, (1 + i) / (10 + i))
         torch._foreach_lerp_(averages, weights, 1.0 - min(average_decay, (1 + step) / (10 + step)))
         smoothed = loss.detach() if smoothed is None else torch.lerp(smoothed, loss.detach(), 0.02)
@@ -175,7 +185,7 @@ def train(
             run.save(
                 model=model.state_dict(),
                 average=average.state_dict(),
-                optimiser=optimiser.state_dict(),
+                optimisers=[optimiser.state_dict() for optimiser in optimisers],
                 step=done,
                 batch=options.batch,
             )

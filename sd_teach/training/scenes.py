@@ -202,10 +202,10 @@ def noun_phrase(noun: str, article: str, *adjectives: str) -> str:
     return f"{article} {words}".strip()
 
 
-def sentence(scene: list[int], nouns: tuple[str, str], *, background: bool = True, frame: str = "{}") -> str:
-    """What a scene [8] is called. nouns: names of the subject and of the other one; background: whether to name it.
+def sentence(scene: list[int], nouns: tuple[str, ...], *, background: bool = True, frame: str = "{}") -> str:
+    """What a scene [8] is called. nouns: names of the subject and, in a pair, of the other one.
 
-    frame: the style's words around the rest, one of FRAMES.
+    background: whether to name it. frame: the style's words around the rest, one of FRAMES.
     """
     tints = [COLOUR_NAMES[scene[i]] if scene[i] != NONE else "" for i in (TINT, OTHER_TINT)]
     articles = [data.subjects()[scene[i]].article for i in (SUBJECT, OTHER)]
@@ -225,6 +225,13 @@ def sentence(scene: list[int], nouns: tuple[str, str], *, background: bool = Tru
     return frame.format(text)
 
 
+def fitting(names: list[str], subject: data.Subject, tint: int) -> list[str]:
+    """Those of a subject's names that go with a tint: a "red car" cannot be purple."""
+    if tint == NONE:
+        return names
+    return [n for n in names if not any(c in n.split() for c in COLOUR_NAMES)] or [subject.name]
+
+
 def caption(
     scene: list[int], rng: random.Random, near: dict[int, list[str]] | None = None, share: float = 1 / 6
 ) -> tuple[str, list[int]]:
@@ -242,9 +249,7 @@ def caption(
         names = list(subject.names)
         if near and near.get(subject.index) and rng.random() < share:
             names = near[subject.index]
-        if scene[tint] != NONE:  # a "red car" cannot be purple
-            names = [n for n in names if not any(c in n.split() for c in COLOUR_NAMES)] or [subject.name]
-        nouns.append(rng.choice(names))
+        nouns.append(rng.choice(fitting(names, subject, scene[tint])))
     named = rng.random() < 0.7
     if not named:
         says[BACKGROUND] = ANY

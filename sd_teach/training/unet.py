@@ -4,6 +4,7 @@ Stable Diffusion's own training in small: latents of pictures, noised to a rando
 text encoder's states of the caption, predicts the noise; one caption in ten is left empty, for classifier-free
 guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 2023, https://arxiv.org/abs/2303.09556),
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
+Muon trains matrices and convolutions (`training/muon.py`), AdamW the rest and, with `--data`, everything.
 
 With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
 level, and a little of what it surrounds, is trained (`own_weights`), most at small time steps, where what is new in
@@ -321,7 +322,7 @@ def main() -> None:
     def loss_at(generator: torch.Generator) -> Tensor:
         return loss(model, *pool.draw(options.batch, generator, near), generator, late=larger)
 
-    train(run, unet, loss_at, evaluate, options, average_decay=options.average)
+    train(run, unet, loss_at, evaluate, options, average_decay=options.average, muon=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ gives, so that the UNet, which has heard of cars alone, draws one. A noun that i
 in the table of token embeddings; for the rest, rows and layers learn by distillation (Hinton et al. 2015,
 https://arxiv.org/abs/1503.02531) from the encoder as it was, which also holds what captions mean where it is.
 No picture is looked at, and the synonyms kept for the metrics are no more than nouns of the dictionary among others.
+
+The same lesson says that in "a cat and an owl" the owl's states are those of an owl alone, moved alike for all things,
+and that the slots after it speak of the two in turn: left to itself, the encoder mixes them, and the UNet puts a cat's
+shape into the owl.
 """
 
 import copy
@@ -23,7 +27,9 @@ NEAR = 0.45  # how near to a subject a noun must be for the lesson; 1 would be t
 SURE = 0.75  # the same for words that name no thing in the dictionary: "foxes", but not "thick"
 KIND = (0.3, 0.2, 0.1)  # added for what the dictionary calls a noun: another name, what it is a kind of, what that is
 KEEP = 4.0  # weight of the states of captions, which should stay
-SLOTS = 10  # after the end token all slots are alike: so many of them take part
+SLOTS = 10  # after the end token slots repeat: so many of them take part
+# what a slot of a caption of two things speaks of: the first, after the end; the second, in its words; the same, later
+FIRST, SECOND, SECOND_END = range(3)
 
 
 def load_text_encoder(encoder: FrozenCLIPEmbedder) -> None:
@@ -129,15 +135,101 @@ def alike(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor(found).unbind(1)
 
 
+def alone(scene: list[int], rng: random.Random) -> tuple[str, str, str]:
+    """A caption of a pair in 3D, and the same of its first and of its second thing alone.
+
+    "a cat and an owl at night", "a cat at night", "an owl at night".
+    """
+    things, tints = scene[: scenes.STYLE], scene[scenes.TINT : scenes.BACKGROUND]
+    subjects = [data.subjects()[thing] for thing in things]
+    names = [rng.choice(scenes.fitting(s.names, s, tint)) for s, tint in zip(subjects, tints, strict=True)]
+    named, frame = rng.random() < 0.7, rng.choice(scenes.FRAMES["3d"])
+
+    def say(scene: list[int], *nouns: str) -> str:
+        return scenes.sentence(scene, nouns, background=named, frame=frame)
+
+    def row(i: int) -> list[int]:
+        return [things[i], scenes.NONE, 0, tints[i], scenes.NONE, scene[scenes.BACKGROUND], scenes.WHOLE, 0]
+
+    return say(scene, *names), say(row(0), names[0]), say(row(1), names[1])
+
+
+def apart(ids: Tensor, firsts: Tensor, seconds: Tensor) -> Tensor:
+    """Where captions of two things should say what those of one say: rows of (row, slot, whose, slot there), [n, 4].
+
+    ids, firsts, seconds: [b, 77]. whose: SECOND from the second thing up to the end token. From there on slots take
+    turns: even ones say what the first alone says from its end on (FIRST), odd ones the second (SECOND_END).
+    """
+    found = []
+    for row, captions in enumerate(zip(ids.tolist(), firsts.tolist(), seconds.tolist(), strict=True)):
+        both, _, second = captions
+        end, first_end, second_end = (caption.index(49407) for caption in captions)
+        back = 1
+        while both[end - back] == second[second_end - back]:
+            found.append((row, end - back, SECOND, second_end - back))
+            back += 1
+        for slot in range(end, 77):
+            whose, its_end = ((FIRST, first_end), (SECOND_END, second_end))[slot % 2]
+            found.append((row, slot, whose, its_end + slot - end))
+    return torch.tensor(found)
+
+
+class Pairs:
+    """Captions of two things, with what their states should be: those of each thing alone, all moved alike.
+
+    They are moved, for the UNet has to know that there are two, and which of them goes to the right. The second's words
+    move as far as the teacher moves them in the mean (SECOND), slots after the end as it moves the first's (FIRST),
+    those of the second as its words do, on top of that (SECOND_END). count: scenes drawn; allowed ones are kept.
+    """
+
+    def __init__(self, teacher: FrozenCLIPEmbedder, count: int = 32_000):
+        self.teacher, generator = teacher, torch.Generator().manual_seed(0)
+
+        def integers(low: int, high: int) -> Tensor:
+            return torch.randint(low, high, (count,), generator=generator)
+
+        rows = torch.full((count, len(scenes.ATTRIBUTES)), scenes.NONE)
+        for thing, tint in ((scenes.SUBJECT, scenes.TINT), (scenes.OTHER, scenes.OTHER_TINT)):
+            rows[:, thing] = integers(0, len(data.subjects()))
+            tinted = torch.rand(count, generator=generator) < 0.3
+            rows[tinted, tint] = integers(scenes.TINTS.start, scenes.TINTS.stop)[tinted]
+        rows[:, scenes.BACKGROUND] = integers(0, len(scenes.BACKGROUNDS))
+        rows[:, [scenes.STYLE, scenes.BAD]] = 0
+        rows[:, scenes.LAYOUT] = scenes.PAIR
+        self.scenes = rows[scenes.allowed(rows)].tolist()
+        self.moves = torch.zeros(3, teacher.config.hidden_size)
+        ids, row, slot, whose, wanted = self.draw(500, random.Random(0))
+        with torch.no_grad():
+            moves = teacher.encode_tokens(ids)[row, slot] - wanted
+        first, second = (moves[whose == which].mean(0) for which in (FIRST, SECOND))
+        self.moves = torch.stack([first, second, first + second])
+
+    def draw(self, count: int, rng: random.Random, slots: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Token ids [count, slots]; rows, slots and whose, [m] each, and the states wanted there [m, d].
+
+        slots: how many there should be; 0 for SLOTS after the longest caption's end.
+        """
+        captions = zip(*(alone(scene, rng) for scene in rng.choices(self.scenes, k=count)), strict=True)
+        ids, *others = (self.teacher.tokenize(list(side)) for side in captions)
+        slots = slots or min(77, int(text.first_end(ids).max()) + SLOTS)
+        found = apart(ids, *others)
+        row, slot, whose, there = found[found[:, 1] < slots].unbind(1)
+        with torch.no_grad():
+            states = torch.stack([self.teacher.encode_tokens(other[:, :slots]) for other in others])
+        return ids[:, :slots], row, slot, whose, states[whose.clamp(max=1), row, there] + self.moves[whose]
+
+
 class Checks:
     """What the encoder can be asked without a UNet.
 
-    synonyms: the fraction whose states are nearest to those of the right name; moved: how far captions' states went, as
-    a fraction of their variance.
+    synonyms: the fraction whose states are nearest to those of the right name; moved: how far the states of captions of
+    one thing went, as a fraction of their variance; apart: how far those of two, in captions of the lesson, are from
+    what it wants, again as a fraction of the variance.
     """
 
-    def __init__(self, teacher: FrozenCLIPEmbedder, captions: list[str]):
-        self.pairs = [(subject, word) for subject in data.subjects() for word in subject.synonyms]
+    def __init__(self, teacher: FrozenCLIPEmbedder, captions: list[str], pairs: Pairs):
+        self.ids, self.row, self.slot, _, self.wanted = pairs.draw(500, random.Random(1))
+        self.asked = [(subject, word) for subject in data.subjects() for word in subject.synonyms]
         self.named = self.states(teacher, [(subject, subject.name) for subject in data.subjects()])
         self.captions = captions[:256]
         with torch.no_grad():
@@ -151,10 +243,15 @@ class Checks:
 
     @torch.no_grad()
     def __call__(self, encoder: FrozenCLIPEmbedder) -> dict[str, float]:
-        found = torch.cdist(self.states(encoder, self.pairs), self.named).argmin(1)
-        right = found == torch.tensor([subject.index for subject, _ in self.pairs])
+        found = torch.cdist(self.states(encoder, self.asked), self.named).argmin(1)
+        right = found == torch.tensor([subject.index for subject, _ in self.asked])
         moved = (encoder(self.captions) - self.before).square().mean() / self.before.var()
-        return {"synonyms": right.float().mean().item(), "moved": moved.item()}
+        error = (encoder.encode_tokens(self.ids)[self.row, self.slot] - self.wanted).square().mean()
+        return {
+            "synonyms": right.float().mean().item(),
+            "moved": moved.item(),
+            "apart": (error / self.wanted.var()).item(),
+        }
 
 
 def main() -> None:
@@ -165,7 +262,8 @@ def main() -> None:
     teacher = FrozenCLIPEmbedder(text.TINY)
     load_trained(teacher, "text", "cond_stage_model.", inside="text.")
     tokenizer = teacher.tokenizer
-    drawn = scenes.draw(16_000, torch.Generator().manual_seed(0)).tolist()
+    drawn = scenes.draw(16_000, torch.Generator().manual_seed(0))
+    drawn = drawn[drawn[:, scenes.LAYOUT] != scenes.PAIR].tolist()  # pairs have a lesson of their own
     captions = [scenes.caption(scene, random.Random(i))[0] for i, scene in enumerate(drawn)]
     of_subject = [[] for _ in data.subjects()]
     for scene in drawn:
@@ -178,10 +276,11 @@ def main() -> None:
     known |= take_rows(table, tokenizer, told, known)
     table.register_hook(lambda gradient: gradient * ~known[:, None])
     told = [(noun, subject) for noun, subject in told.items() if noun not in ids or not known[ids[noun]]]
+    two_things = Pairs(teacher)
 
     def loss_at(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(told), (options.batch,), generator=generator).tolist()
-        rng = random.Random(chosen[0])
+        rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
         pairs = []
         for noun, subject in (told[i] for i in chosen):
             both = (noun, data.subjects()[subject].name)
@@ -194,9 +293,18 @@ def main() -> None:
         with torch.no_grad():
             wanted, before = teacher.encode_tokens(others[:, :n])[row, other_slot], teacher.encode_tokens(kept)
         error = (model.encode_tokens(ids[:, :n])[row, slot] - wanted).square().mean()
-        return error + KEEP * (model.encode_tokens(kept) - before).square().mean()
+        kept_error = (model.encode_tokens(kept) - before).square().mean()
 
-    checks = Checks(teacher, captions)
+        ids, row, slot, _, wanted = two_things.draw(options.batch // 2, rng, 77 if rng.random() < 0.1 else 0)
+        stays = torch.ones(ids.shape, dtype=torch.bool)
+        stays[row, slot] = False
+        with torch.no_grad():
+            before = teacher.encode_tokens(ids)
+        states = model.encode_tokens(ids)
+        apart_error = (states[row, slot] - wanted).square().mean()
+        return error + KEEP * kept_error + apart_error + (states - before)[stays].square().mean()
+
+    checks = Checks(teacher, captions, two_things)
     settings = {"average_decay": 0.998, "weight_decay": 0.0, "fast": [table]}  # a row learns only when its token comes
     train(run, model, loss_at, lambda average, step: checks(average), options, **settings)
 
