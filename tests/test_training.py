@@ -204,6 +204,12 @@ def test_training_scenes_never_hold_a_held_out_pair_and_speak_the_whole_language
         assert sorted(set(drawn[:, column].tolist())) == list(values)
 
 
+def test_scenes_of_some_kinds_only_can_be_drawn():
+    pairs, tints = (scenes.draw(400, torch.Generator().manual_seed(0), {kind: 1.0}) for kind in ("pair", "tint"))
+    assert (pairs[:, scenes.LAYOUT] == scenes.PAIR).all() and scenes.allowed(pairs).all()
+    assert (tints[:, scenes.TINT] != scenes.NONE).all() and (tints[:, scenes.LAYOUT] == scenes.WHOLE).all()
+
+
 def test_styles_are_drawn_as_often_as_they_are_hard():
     first = scenes.draw(16_000, torch.Generator().manual_seed(0))[::4]  # each is followed by three relatives
     counts = first[:, scenes.STYLE].bincount()[1:]
@@ -655,7 +661,7 @@ def test_states_are_compared_where_captions_should_mean_the_same(encoder):
     assert pairs(2) == words.SLOTS * [end]
 
 
-def test_of_a_caption_of_two_each_is_said_alone_in_the_same_words():
+def test_of_a_caption_of_two_each_is_said_alone_on_its_side_in_the_same_words():
     cat, owl = subject("cat").index, subject("owl").index
     blue, red = scenes.COLOUR_NAMES.index("blue"), scenes.COLOUR_NAMES.index("red")
     scene = [cat, owl, 0, scenes.NONE, red, blue, scenes.PAIR, 0]
@@ -665,54 +671,58 @@ def test_of_a_caption_of_two_each_is_said_alone_in_the_same_words():
     for seed in range(200):
         both, first, second = words.alone(scene, random.Random(seed))
         frame_and_first, _, rest = both.partition(" and ")
-        frame, after = second.removesuffix(rest), rest.removeprefix("a red owl")
-        assert rest == f"a red owl{after}" and second == frame + rest
-        assert frame_and_first.startswith(f"{frame}a ") and first == frame_and_first + after
+        after = rest.removeprefix("a red owl")
+        assert rest == f"a red owl{after}" and first == f"{frame_and_first} on the left{after}"
+        frame = second.removesuffix(f"a red owl on the right{after}")
+        assert frame_and_first.startswith(f"{frame}a ")
         seen.add(both)
     assert "a cat and a red owl on a blue background" in seen and "an image of a cat and a red owl" in seen
 
 
+TWO_THINGS = [
+    (
+        "a cat and a red owl on a blue background",
+        "a cat on the left on a blue background",
+        "a red owl on the right on a blue background",
+        "owl on a blue background",
+    ),
+    ("a cup of tea and scissors", "a cup of tea on the left", "scissors on the right", "scissors"),
+    (
+        "an image of a bear and a teddy bear",
+        "an image of a bear on the left",
+        "an image of a teddy bear on the right",
+        "bear",
+    ),
+]
+
+
 def test_slots_of_a_caption_of_two_speak_of_the_second_then_of_both_in_turn(encoder):
-    captions = [
-        ("a cat and a red owl on a blue background", "a cat on a blue background", "a red owl on a blue background"),
-        ("a cup of tea and scissors", "a cup of tea", "scissors"),
-        ("an image of a bear and a teddy bear", "an image of a bear", "an image of a teddy bear"),
-    ]
-    ids, *others = (encoder.tokenize(list(side)) for side in zip(*captions, strict=True))
+    *captions, said = zip(*TWO_THINGS, strict=True)
+    ids, *others = (encoder.tokenize(list(side)) for side in captions)
     row, slot, whose, there = words.apart(ids, *others).unbind(1)
-    assert torch.equal(ids[row, slot], torch.stack(others)[whose.clamp(max=1), row, there])
-    said = ["a red owl on a blue background", "scissors", "a teddy bear"]
     for i, (end, *its_end) in enumerate(zip(*(text.first_end(side).tolist() for side in (ids, *others)), strict=True)):
         its_slots, its_whose, its_there = (column[row == i] for column in (slot, whose, there))
-        seconds = its_slots[its_whose == words.SECOND].sort().values
-        assert encoder.tokenizer.decode(ids[i, seconds]) == said[i] and seconds.max() == end - 1
-        for which, turn in ((words.FIRST, 0), (words.SECOND_END, 1)):
-            after = its_slots[its_whose == which]
-            assert after.tolist() == [s for s in range(end, 77) if s % 2 == turn]
-            assert torch.equal(its_there[its_whose == which], its_end[turn] + after - end)
+        in_words = its_slots < end
+        tokens, to = ids[i, its_slots[in_words]].flip(0), others[1][i, its_there[in_words]].flip(0)
+        assert encoder.tokenizer.decode(tokens) == said[i] and its_whose[in_words].eq(1).all()
+        assert encoder.tokenizer.decode(to[:1]) == "right" and torch.equal(to[1:], tokens[1:])
+        assert its_slots[~in_words].tolist() == list(range(end, 77))
+        assert torch.equal(its_whose[~in_words], its_slots[~in_words] % 2)
+        ends = torch.tensor(its_end)[its_whose[~in_words]]
+        assert torch.equal(its_there[~in_words], (ends + its_slots[~in_words] - end).clamp(max=76))
 
 
-def test_what_two_things_should_mean_is_what_each_means_alone_moved_as_all_are(encoder):
-    pairs = words.Pairs(encoder)
-    assert scenes.allowed(torch.tensor(pairs.scenes)).all()
-    ids, row, slot, whose, wanted = pairs.draw(500, random.Random(1))
-    away = encoder.encode_tokens(ids)[row, slot] - wanted
-    for which in (words.FIRST, words.SECOND):
-        left = away[whose == which].mean(0).square().mean()
-        assert left < 0.05 * (away[whose == which].mean(0) + pairs.moves[which]).square().mean()
-    assert_close(pairs.moves[words.SECOND_END], pairs.moves[words.FIRST] + pairs.moves[words.SECOND], rtol=0, atol=1e-6)
-
-    pairs.scenes, rng = [pairs.scenes[0]], random.Random(2)
-    captions = words.alone(rng.choices(pairs.scenes)[0], rng)
+def test_what_two_things_should_mean_is_what_each_means_on_its_side(encoder):
+    pairs, rng = scenes.draw(4, torch.Generator().manual_seed(0), {"pair": 1.0})[:1].tolist(), random.Random(2)
+    captions = words.alone(rng.choices(pairs)[0], rng)
     for slots in (0, 77):
-        ids, row, slot, whose, wanted = pairs.draw(1, random.Random(2), slots)
+        ids, _, slot, wanted = words.two_things(encoder, pairs, 1, random.Random(2), slots)
         assert torch.equal(ids, encoder.tokenize([captions[0]])[:, : ids.shape[1]])
         assert ids.shape[1] == (slots or text.first_end(ids) + words.SLOTS)
         states = encoder(list(captions[1:]))
-        for s, w, state in zip(slot, whose, wanted, strict=True):
-            i = int(w > 0)
-            there = s - text.first_end(ids)[0] + text.first_end(encoder.tokenize([captions[1 + i]]))[0]
-            assert_close(state, states[i, there] + pairs.moves[w], rtol=0, atol=1e-4)
+        _, slot, whose, there = words.apart(*(encoder.tokenize([caption]) for caption in captions)).unbind(1)
+        inside = slot < ids.shape[1]
+        assert_close(wanted, states[whose, there][inside], rtol=0, atol=1e-4)
 
 
 def test_a_word_of_one_token_takes_the_row_of_its_subject_and_no_caption_changes(encoder):
@@ -745,10 +755,12 @@ def test_the_lesson_teaches_words_and_leaves_captions_rows_alone(encoder, monkey
     duck = encoder(["a duck"])[0, -1]
     before, after = ((m(["a mallard"])[0, -1] - duck).square().mean() for m in (encoder, taught))
     assert after < 0.5 * before
-    ids, row, slot, whose, wanted = words.Pairs(encoder, 2000).draw(200, random.Random(1))
+    pairs = scenes.draw(2000, torch.Generator().manual_seed(1), {"pair": 1.0}).tolist()
+    ids, row, slot, wanted = words.two_things(encoder, pairs, 200, random.Random(1))
     before, after = ((m.encode_tokens(ids)[row, slot] - wanted).square().mean(1) for m in (encoder, taught))
-    for which in (words.FIRST, words.SECOND, words.SECOND_END):
-        assert after[whose == which].mean() < 0.95 * before[whose == which].mean()
+    in_words = slot < text.first_end(ids)[row]
+    for which in (in_words, ~in_words & (slot % 2 == 0), ~in_words & (slot % 2 == 1)):
+        assert after[which].mean() < 0.95 * before[which].mean()
     before, after = (m.transformer["text_model"].embeddings.token_embedding.weight for m in (encoder, taught))
     ids, tokens = words.whole_words(encoder.tokenizer), encoder.tokenizer("mallard")["input_ids"][1:-1]
     known = words.heard(encoder.tokenizer, [])
@@ -1091,11 +1103,68 @@ def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monk
     pool = unet.Pool(loop.Run("r"), 100)
     assert pool.latents.shape == (100, 4, 16, 16)
     assert pool.latents[:64].float().std() == pytest.approx(1.0, abs=0.01)
-    x0, captions = pool.draw(500, torch.Generator().manual_seed(0))
+    x0, captions, layouts = pool.draw(500, torch.Generator().manual_seed(0))
     assert x0.shape == (500, 4, 16, 16)
+    assert any(" and " in caption for caption in captions)
+    assert all(layout == scenes.PAIR for caption, layout in zip(captions, layouts, strict=True) if "and a" in caption)
     assert captions.count("") / 500 == pytest.approx(unet.EMPTY, abs=0.04)
     again = unet.Pool(loop.Run("r"), 100)  # kept with the run
     assert torch.equal(again.latents, pool.latents) and torch.equal(again.scenes, pool.scenes)
+
+
+def test_slots_of_two_things_are_those_that_the_lesson_gave_them(encoder):
+    captions = [both for both, *_ in TWO_THINGS] + ["a cat", "", "a knife and fork and an owl", "a knife and fork"]
+    layouts = [scenes.PAIR] * 6 + [scenes.WHOLE]
+    slots, ids = unet.whose_slots(encoder.tokenizer, captions, layouts), encoder.tokenize(captions)
+    said = [
+        ("a cat", "a red owl on a blue background"),
+        ("a cup of tea", "scissors"),
+        ("an image of a bear", "a teddy bear"),
+    ]
+    for i, its_slots in enumerate(slots[:3]):
+        end = int(text.first_end(ids)[i])
+        assert tuple(encoder.tokenizer.decode(ids[i, :end][of[:end]]) for of in its_slots) == said[i]
+        after = torch.stack([torch.arange(end, 77) % 2 == turn for turn in (0, 1)])
+        assert torch.equal(its_slots[:, end:], after)
+    assert not slots[3:].any()
+
+
+def test_attention_costs_what_goes_to_the_wrong_one_of_two_things():
+    slots = torch.zeros(1, 2, 77, dtype=torch.bool)
+    slots[0, 0, 1:3] = slots[0, 1, 4:6] = True
+    q, k = torch.zeros(1, 2, 16, 3), torch.zeros(1, 2, 77, 3)
+    assert_close(unet.strayed(q, k, slots), torch.tensor(0.5).log().neg())  # no preference
+    k[..., 1:3, 0] = k[..., 4:6, 1] = 1.0
+    for i, place in enumerate(q[0].unflatten(1, (4, 4)).permute(2, 0, 1, 3)):  # column by column
+        place[..., 0 if i < 2 else 1] = 3.0**0.5 * torch.tensor(9.0).log()  # nine times as much to its own
+    assert_close(unet.strayed(q, k, slots), torch.tensor(0.9).log().neg())
+    assert_close(unet.strayed(q, k, slots.flip(1)), torch.tensor(0.1).log().neg())
+    k[..., 7, :] = 9.0  # what attends to neither is left open
+    assert_close(unet.strayed(q, k, slots), torch.tensor(0.9).log().neg(), atol=1e-4, rtol=0)
+
+
+def test_layers_are_watched_where_there_are_two_things_and_go_on_as_ever():
+    network = randomise(UNetModel(unet.TINY))
+    x, t, context = normal(3, 4, 16, 16), torch.tensor([1, 500, 900]), normal(3, 77, unet.TINY.context_dim, seed=1)
+    slots = torch.zeros(3, 2, 77, dtype=torch.bool)
+    before = network(x, t, context)
+    with unet.watched(network, slots) as costs:
+        assert_close(network(x, t, context), before)
+    assert not costs
+    slots[1, 0, ::2] = slots[1, 1, 1::2] = True
+    with unet.watched(network, slots) as costs:
+        assert_close(network(x, t, context), before)
+    assert len(costs) == sum(name.endswith("attn2") for name, _ in network.named_modules())
+    layer, told = network.middle_block[1].transformer_blocks[0].attn2, []
+    layer.register_forward_hook(lambda _, inputs, __: told.extend(inputs))
+    network(x, t, context)
+    q, k = (
+        linear(states).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
+        for linear, states in ((layer.to_q, told[0]), (layer.to_k, told[1]))
+    )
+    own = unet.strayed(q[1:2], k[1:2], slots[1:2])
+    assert any(torch.isclose(cost, own, atol=1e-6) for cost in costs)
+    assert not any("attend" in vars(module) for module in network.modules())
 
 
 def test_a_trained_run_is_put_together_with_its_own_scale_factor(painter, monkeypatch):

@@ -36,7 +36,7 @@ WHOLE, SMALL, LEFT, RIGHT, TWO, PAIR = range(len(LAYOUTS))
 SIZE = 128  # pixels of the pictures, unless other ones are asked for
 
 # how much of the training each part of the language gets
-KINDS = {"plain": 0.34, "style": 0.42, "tint": 0.10, "layout": 0.06, "pair": 0.02, "mixed": 0.06}
+KINDS = {"plain": 0.18, "style": 0.26, "tint": 0.06, "layout": 0.06, "pair": 0.40, "mixed": 0.04}
 STYLE_SHARES = {"flat": 0.5, "pixel": 0.3, "line": 0.2}  # the first are the hardest to tell from 3D pictures
 BAD_SHARE = 0.04
 
@@ -89,15 +89,16 @@ def allowed(scenes: Tensor) -> Tensor:
     return ok
 
 
-def draw(count: int, generator: torch.Generator) -> Tensor:
+def draw(count: int, generator: torch.Generator, kinds: dict[str, float] = KINDS) -> Tensor:
     """`count` scenes [count, 8], a multiple of four: each followed by three near relatives, so that no word is idle.
 
-    The relatives have another subject, another background, and another value of what makes the scene special.
+    The relatives have another subject, another background, and another value of what makes the scene special. kinds:
+    names of KINDS, each with how much of the scenes it gets.
     """
     done, n = [], 0
     while n < count:
-        first = _draw_freely(count // 4 + 16, generator)
-        fresh = _draw_freely(len(first), generator)
+        first = _draw_freely(count // 4 + 16, generator, kinds)
+        fresh = _draw_freely(len(first), generator, kinds)
         subject, background, special = first.clone(), first.clone(), first.clone()
         subject[:, SUBJECT] = fresh[:, SUBJECT]
         background[:, BACKGROUND] = fresh[:, BACKGROUND]
@@ -109,7 +110,7 @@ def draw(count: int, generator: torch.Generator) -> Tensor:
         special[sided, LAYOUT] = LEFT + RIGHT - special[sided, LAYOUT]
         rest = ~(tinted | pair | sided)
         special[rest, STYLE] = torch.where(first[rest, STYLE] > 0, 1 + first[rest, STYLE] % 3, 0)
-        special[rest & (first[:, STYLE] == 0), SUBJECT] = _draw_freely(len(first), generator)[
+        special[rest & (first[:, STYLE] == 0), SUBJECT] = _draw_freely(len(first), generator, kinds)[
             rest & (first[:, STYLE] == 0), SUBJECT
         ]
         family = torch.stack([first, subject, background, special], dim=1)
@@ -125,7 +126,7 @@ def _swapped(a: int, b: int) -> list[int]:
     return order
 
 
-def _draw_freely(count: int, generator: torch.Generator) -> Tensor:
+def _draw_freely(count: int, generator: torch.Generator, kinds: dict[str, float]) -> Tensor:
     def integers(low: int, high: int) -> Tensor:
         return torch.randint(low, high, (count,), generator=generator)
 
@@ -134,7 +135,7 @@ def _draw_freely(count: int, generator: torch.Generator) -> Tensor:
 
     n = len(data.subjects())
     shares = torch.tensor([subject.share for subject in data.subjects()])
-    weights = torch.tensor(list(KINDS.values()))
+    weights = torch.tensor([kinds.get(name, 0.0) for name in KINDS])
     kind = torch.multinomial(weights, count, replacement=True, generator=generator)
     is_kind = {name: kind == i for i, name in enumerate(KINDS)}
     scenes = torch.full((count, len(ATTRIBUTES)), NONE)

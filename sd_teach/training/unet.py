@@ -4,6 +4,8 @@ Stable Diffusion's own training in small: latents of pictures, noised to a rando
 text encoder's states of the caption, predicts the noise; one caption in ten is left empty, for classifier-free
 guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 2023, https://arxiv.org/abs/2303.09556),
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
+In pictures of two things attention is told where to go: on the left to what the caption says of the first, on the right
+to what it says of the second (`strayed`), as Wang et al. 2023, https://arxiv.org/abs/2312.03626, tell it by masks.
 Muon trains matrices and convolutions (`training/muon.py`), AdamW the rest and, with `--data`, everything.
 
 With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
@@ -15,14 +17,17 @@ which goes on from the weights that `assets/tiny-256` has.
 import argparse
 import random
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import CLIPTokenizer
 
-from sd_teach.attention import BasicTransformerBlock
+from sd_teach.attention import BasicTransformerBlock, CrossAttention
 from sd_teach.checkpoint import load_model, save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
 from sd_teach.noise import q_sample
@@ -44,6 +49,7 @@ OFFSET = 0.1  # standard deviation of the noise that all places of a channel sha
 LATE = 400  # below this time step an outer level has most to say
 CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
+SIDES = 0.05  # weight of what attention to the wrong one of two things costs
 
 
 def with_outer_level(config: UNetConfig) -> UNetConfig:
@@ -142,15 +148,15 @@ class Pool:
 
     def draw(
         self, batch: int, generator: torch.Generator, near: dict[int, list[str]] | None = None
-    ) -> tuple[Tensor, list[str]]:
-        """Latents [b, 4, h/8, w/8] with captions drawn anew, one in ten empty."""
+    ) -> tuple[Tensor, list[str], list[int]]:
+        """Latents [b, 4, h/8, w/8] with captions drawn anew, one in ten empty, and layouts."""
         chosen = torch.randint(len(self.scenes), (batch,), generator=generator)
         rng = random.Random(int(chosen.sum()))
         captions = [
             "" if rng.random() < EMPTY else scenes.caption(scene, rng, near, 1 / 3)[0]
             for scene in self.scenes[chosen].tolist()
         ]
-        return self.latents[chosen].float(), captions
+        return self.latents[chosen].float(), captions, self.scenes[chosen, scenes.LAYOUT].tolist()
 
 
 def trained(run: str, size: int = scenes.SIZE) -> LatentDiffusion:
@@ -211,6 +217,54 @@ def loss(
     most = 20.0 if late else 5.0
     weights = (most * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, most) / SNR
     return (weights.to(device) * error).mean()
+
+
+def whose_slots(tokenizer: CLIPTokenizer, captions: list[str], layouts: list[int]) -> Tensor:
+    """Which slots of captions speak of the first of two things and which of the second: bool [b, 2, 77].
+
+    None where there are not two, or where more than one "and" leaves open what is between them. From the end on slots
+    take turns, as the text encoder's lesson has it (training/words.py).
+    """
+    slots = torch.zeros(len(captions), 2, 77, dtype=torch.bool)
+    for (first, second), caption, layout in zip(slots, captions, layouts, strict=True):
+        if layout == scenes.PAIR and caption.count(" and ") == 1:
+            both, before = (tokenizer(text)["input_ids"] for text in (caption, caption.split(" and ")[0]))
+            middle, end = len(before) - 1, len(both) - 1
+            first[1:middle] = second[middle + 1 : end] = True
+            first[end + end % 2 :: 2] = second[end + 1 - end % 2 :: 2] = True
+    return slots
+
+
+def strayed(q: Tensor, k: Tensor, slots: Tensor) -> Tensor:
+    """What attention to the wrong one of two things costs: the mean of -log of the right one's share of both.
+
+    q: [b, heads, l, d]; k: [b, heads, 77, d]; slots: bool [b, 2, 77] (`whose_slots`). The left half's places should
+    attend to the first thing's slots, the right half's to the second's; how much the others get is left open.
+    """
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).float().softmax(-1).mean(1)
+    each = torch.einsum("bln,btn->btl", weights, slots.float())  # all heads together: one may look elsewhere
+    shares = each.clamp(min=1e-9).log().log_softmax(1)
+    side = int(shares.shape[-1] ** 0.5)
+    left, right = shares.unflatten(-1, (side, side)).chunk(2, dim=-1)
+    return -(left[:, 0].mean() + right[:, 1].mean()) / 2
+
+
+@contextmanager
+def watched(unet: UNetModel, slots: Tensor) -> Iterator[list[Tensor]]:
+    """Collects, while the UNet is called with captions of these slots, what each of its layers costs (`strayed`)."""
+    pairs, costs = slots.any(-1).all(-1), []
+    layers = [block.attn2 for block in unet.modules() if isinstance(block, BasicTransformerBlock)]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if pairs.any():
+            costs.append(strayed(q[pairs], k[pairs], slots[pairs]))
+        return CrossAttention.attend(q, k, v)
+
+    for layer in layers:
+        layer.attend = attend
+    yield costs
+    for layer in layers:
+        del layer.attend
 
 
 @torch.no_grad()
@@ -282,7 +336,9 @@ def main() -> None:
     bundled = None if options.fresh or run.checkpoint.exists() else bundled_model()
     if bundled and not larger:
         bundled.to(options.device)
-        captions = [scenes.caption(scene, random.Random(i))[0] for i, scene in enumerate(pool.scenes[:2000].tolist())]
+        # what captions of two things mean may have changed on purpose
+        alone = pool.scenes[pool.scenes[:, scenes.LAYOUT] != scenes.PAIR][:2000].tolist()
+        captions = [scenes.caption(scene, random.Random(i))[0] for i, scene in enumerate(alone)]
         # the first slots: captions are short, and what comes after them is padding
         before, after = (m.get_learned_conditioning(captions)[:, :24].cpu() for m in (bundled, model))
         begun = bundled.model.diffusion_model
@@ -297,7 +353,7 @@ def main() -> None:
         own = own_weights(unet, UNetModel(TINY))
         for name, weight in unet.named_parameters():
             weight.requires_grad_(name in own)
-    near = text.near_words()
+    near, tokenizer = text.near_words(), model.cond_stage_model.tokenizer
 
     def evaluate(average: nn.Module, step: int) -> dict[str, float]:
         model.model.diffusion_model = average
@@ -320,7 +376,10 @@ def main() -> None:
         return numbers
 
     def loss_at(generator: torch.Generator) -> Tensor:
-        return loss(model, *pool.draw(options.batch, generator, near), generator, late=larger)
+        x0, captions, layouts = pool.draw(options.batch, generator, near)
+        with watched(unet, whose_slots(tokenizer, captions, layouts).to(options.device)) as costs:
+            error = loss(model, x0, captions, generator, late=larger)
+        return error + SIDES * sum(costs) / max(1, len(costs))
 
     train(run, unet, loss_at, evaluate, options, average_decay=options.average, muon=True)
 

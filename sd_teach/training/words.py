@@ -7,9 +7,9 @@ in the table of token embeddings; for the rest, rows and layers learn by distill
 https://arxiv.org/abs/1503.02531) from the encoder as it was, which also holds what captions mean where it is.
 No picture is looked at, and the synonyms kept for the metrics are no more than nouns of the dictionary among others.
 
-The same lesson says that in "a cat and an owl" the owl's states are those of an owl alone, moved alike for all things,
-and that the slots after it speak of the two in turn: left to itself, the encoder mixes them, and the UNet puts a cat's
-shape into the owl.
+The same lesson says that "a cat and an owl" is a cat on the left and an owl on the right: the owl's states become those
+of "an owl on the right", and the slots after the end speak of the two in turn. Left to itself, the encoder mixes them,
+and the UNet puts a cat's shape into the owl.
 """
 
 import copy
@@ -28,8 +28,6 @@ SURE = 0.75  # the same for words that name no thing in the dictionary: "foxes",
 KIND = (0.3, 0.2, 0.1)  # added for what the dictionary calls a noun: another name, what it is a kind of, what that is
 KEEP = 4.0  # weight of the states of captions, which should stay
 SLOTS = 10  # after the end token slots repeat: so many of them take part
-# what a slot of a caption of two things speaks of: the first, after the end; the second, in its words; the same, later
-FIRST, SECOND, SECOND_END = range(3)
 
 
 def load_text_encoder(encoder: FrozenCLIPEmbedder) -> None:
@@ -136,9 +134,9 @@ def alike(ids: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def alone(scene: list[int], rng: random.Random) -> tuple[str, str, str]:
-    """A caption of a pair in 3D, and the same of its first and of its second thing alone.
+    """A caption of a pair in 3D, and the same of its first thing alone on the left, of its second alone on the right.
 
-    "a cat and an owl at night", "a cat at night", "an owl at night".
+    "a cat and an owl at night", "a cat on the left at night", "an owl on the right at night".
     """
     things, tints = scene[: scenes.STYLE], scene[scenes.TINT : scenes.BACKGROUND]
     subjects = [data.subjects()[thing] for thing in things]
@@ -148,75 +146,45 @@ def alone(scene: list[int], rng: random.Random) -> tuple[str, str, str]:
     def say(scene: list[int], *nouns: str) -> str:
         return scenes.sentence(scene, nouns, background=named, frame=frame)
 
-    def row(i: int) -> list[int]:
-        return [things[i], scenes.NONE, 0, tints[i], scenes.NONE, scene[scenes.BACKGROUND], scenes.WHOLE, 0]
+    def row(i: int, side: int) -> list[int]:
+        return [things[i], scenes.NONE, 0, tints[i], scenes.NONE, scene[scenes.BACKGROUND], side, 0]
 
-    return say(scene, *names), say(row(0), names[0]), say(row(1), names[1])
+    return say(scene, *names), say(row(0, scenes.LEFT), names[0]), say(row(1, scenes.RIGHT), names[1])
 
 
 def apart(ids: Tensor, firsts: Tensor, seconds: Tensor) -> Tensor:
     """Where captions of two things should say what those of one say: rows of (row, slot, whose, slot there), [n, 4].
 
-    ids, firsts, seconds: [b, 77]. whose: SECOND from the second thing up to the end token. From there on slots take
-    turns: even ones say what the first alone says from its end on (FIRST), odd ones the second (SECOND_END).
+    ids, firsts, seconds: [b, 77]. whose: 0 for the first's, 1 for the second's. The second thing's last token says what
+    "right" says in "an owl on the right", and so on up to the end token. From there on slots take turns.
     """
     found = []
     for row, captions in enumerate(zip(ids.tolist(), firsts.tolist(), seconds.tolist(), strict=True)):
         both, _, second = captions
-        end, first_end, second_end = (caption.index(49407) for caption in captions)
+        end, *ends = (caption.index(49407) for caption in captions)
         back = 1
-        while both[end - back] == second[second_end - back]:
-            found.append((row, end - back, SECOND, second_end - back))
+        while both[end - back] == second[ends[1] - back]:
             back += 1
-        for slot in range(end, 77):
-            whose, its_end = ((FIRST, first_end), (SECOND_END, second_end))[slot % 2]
-            found.append((row, slot, whose, its_end + slot - end))
+        found += [(row, end - i, 1, ends[1] - i) for i in range(1, back + 1)]
+        found += [(row, slot, slot % 2, min(76, ends[slot % 2] + slot - end)) for slot in range(end, 77)]
     return torch.tensor(found)
 
 
-class Pairs:
-    """Captions of two things, with what their states should be: those of each thing alone, all moved alike.
+def two_things(
+    teacher: FrozenCLIPEmbedder, pairs: list[list[int]], count: int, rng: random.Random, slots: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Captions of `count` of these pairs and what they should mean: ids [count, slots]; rows, slots [m], states [m, d].
 
-    They are moved, for the UNet has to know that there are two, and which of them goes to the right. The second's words
-    move as far as the teacher moves them in the mean (SECOND), slots after the end as it moves the first's (FIRST),
-    those of the second as its words do, on top of that (SECOND_END). count: scenes drawn; allowed ones are kept.
+    slots: how many there should be; 0 for SLOTS after the longest caption's end.
     """
-
-    def __init__(self, teacher: FrozenCLIPEmbedder, count: int = 32_000):
-        self.teacher, generator = teacher, torch.Generator().manual_seed(0)
-
-        def integers(low: int, high: int) -> Tensor:
-            return torch.randint(low, high, (count,), generator=generator)
-
-        rows = torch.full((count, len(scenes.ATTRIBUTES)), scenes.NONE)
-        for thing, tint in ((scenes.SUBJECT, scenes.TINT), (scenes.OTHER, scenes.OTHER_TINT)):
-            rows[:, thing] = integers(0, len(data.subjects()))
-            tinted = torch.rand(count, generator=generator) < 0.3
-            rows[tinted, tint] = integers(scenes.TINTS.start, scenes.TINTS.stop)[tinted]
-        rows[:, scenes.BACKGROUND] = integers(0, len(scenes.BACKGROUNDS))
-        rows[:, [scenes.STYLE, scenes.BAD]] = 0
-        rows[:, scenes.LAYOUT] = scenes.PAIR
-        self.scenes = rows[scenes.allowed(rows)].tolist()
-        self.moves = torch.zeros(3, teacher.config.hidden_size)
-        ids, row, slot, whose, wanted = self.draw(500, random.Random(0))
-        with torch.no_grad():
-            moves = teacher.encode_tokens(ids)[row, slot] - wanted
-        first, second = (moves[whose == which].mean(0) for which in (FIRST, SECOND))
-        self.moves = torch.stack([first, second, first + second])
-
-    def draw(self, count: int, rng: random.Random, slots: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Token ids [count, slots]; rows, slots and whose, [m] each, and the states wanted there [m, d].
-
-        slots: how many there should be; 0 for SLOTS after the longest caption's end.
-        """
-        captions = zip(*(alone(scene, rng) for scene in rng.choices(self.scenes, k=count)), strict=True)
-        ids, *others = (self.teacher.tokenize(list(side)) for side in captions)
-        slots = slots or min(77, int(text.first_end(ids).max()) + SLOTS)
-        found = apart(ids, *others)
-        row, slot, whose, there = found[found[:, 1] < slots].unbind(1)
-        with torch.no_grad():
-            states = torch.stack([self.teacher.encode_tokens(other[:, :slots]) for other in others])
-        return ids[:, :slots], row, slot, whose, states[whose.clamp(max=1), row, there] + self.moves[whose]
+    captions = zip(*(alone(scene, rng) for scene in rng.choices(pairs, k=count)), strict=True)
+    ids, *others = (teacher.tokenize(list(side)) for side in captions)
+    slots = slots or min(77, int(text.first_end(ids).max()) + SLOTS)
+    found = apart(ids, *others)
+    row, slot, whose, there = found[found[:, 1] < slots].unbind(1)
+    with torch.no_grad():
+        states = torch.stack([teacher.encode_tokens(other[:, : int(there.max()) + 1]) for other in others])
+    return ids[:, :slots], row, slot, states[whose, row, there]
 
 
 class Checks:
@@ -227,8 +195,8 @@ class Checks:
     what it wants, again as a fraction of the variance.
     """
 
-    def __init__(self, teacher: FrozenCLIPEmbedder, captions: list[str], pairs: Pairs):
-        self.ids, self.row, self.slot, _, self.wanted = pairs.draw(500, random.Random(1))
+    def __init__(self, teacher: FrozenCLIPEmbedder, captions: list[str], pairs: list[list[int]]):
+        self.ids, self.row, self.slot, self.wanted = two_things(teacher, pairs, 500, random.Random(1))
         self.asked = [(subject, word) for subject in data.subjects() for word in subject.synonyms]
         self.named = self.states(teacher, [(subject, subject.name) for subject in data.subjects()])
         self.captions = captions[:256]
@@ -276,16 +244,16 @@ def main() -> None:
     known |= take_rows(table, tokenizer, told, known)
     table.register_hook(lambda gradient: gradient * ~known[:, None])
     told = [(noun, subject) for noun, subject in told.items() if noun not in ids or not known[ids[noun]]]
-    two_things = Pairs(teacher)
+    pairs = scenes.draw(16_000, torch.Generator().manual_seed(0), {"pair": 1.0}).tolist()
 
     def loss_at(generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(told), (options.batch,), generator=generator).tolist()
         rng = random.Random(int(torch.randint(2**31, (), generator=generator)))
-        pairs = []
+        said = []
         for noun, subject in (told[i] for i in chosen):
             both = (noun, data.subjects()[subject].name)
-            pairs.append(said_with(rng.choice(of_subject[subject]), both, rng.randrange(2**32)))
-        ids, others = (teacher.tokenize(list(side)) for side in zip(*pairs, strict=True))
+            said.append(said_with(rng.choice(of_subject[subject]), both, rng.randrange(2**32)))
+        ids, others = (teacher.tokenize(list(side)) for side in zip(*said, strict=True))
         row, slot, other_slot = alike(ids, others)
         n = 1 + int(max(slot.max(), other_slot.max()))
         # the UNet reads all 77 slots of a caption; mostly fewer of them, for speed
@@ -295,7 +263,8 @@ def main() -> None:
         error = (model.encode_tokens(ids[:, :n])[row, slot] - wanted).square().mean()
         kept_error = (model.encode_tokens(kept) - before).square().mean()
 
-        ids, row, slot, _, wanted = two_things.draw(options.batch // 2, rng, 77 if rng.random() < 0.1 else 0)
+        slots = 77 if rng.random() < 0.1 else 0
+        ids, row, slot, wanted = two_things(teacher, pairs, options.batch // 2, rng, slots)
         stays = torch.ones(ids.shape, dtype=torch.bool)
         stays[row, slot] = False
         with torch.no_grad():
@@ -304,7 +273,7 @@ def main() -> None:
         apart_error = (states[row, slot] - wanted).square().mean()
         return error + KEEP * kept_error + apart_error + (states - before)[stays].square().mean()
 
-    checks = Checks(teacher, captions, two_things)
+    checks = Checks(teacher, captions, pairs)
     settings = {"average_decay": 0.998, "weight_decay": 0.0, "fast": [table]}  # a row learns only when its token comes
     train(run, model, loss_at, lambda average, step: checks(average), options, **settings)
 
