@@ -881,6 +881,7 @@ class Told(nn.Module):
     def __init__(self):
         super().__init__()
         self.schedule, self.weight = NoiseSchedule(), nn.Parameter(torch.ones(1))
+        self.model = nn.ModuleDict({"diffusion_model": nn.Identity()})  # no attention to watch
 
     def get_learned_conditioning(self, prompts):
         return torch.tensor([float(len(prompt)) for prompt in prompts]).view(-1, 1, 1, 1)
@@ -895,8 +896,22 @@ def test_the_loss_weighs_each_time_step_by_the_smaller_of_its_snr_and_a_bound(mo
     alphas = NoiseSchedule().alphas_cumprod[times]
     weights = (alphas / (1 - alphas)).clamp(max=most) / (alphas / (1 - alphas))
     wanted = (weights * torch.tensor([1, 4, 9])).mean().item()  # squares of the errors
-    got = unet.loss(Told(), torch.zeros(3, 1, 2, 2), ["a", "an", "ant"], torch.Generator(), late).item()
+    got = unet.loss(Told(), torch.zeros(3, 1, 2, 2), ["a", "an", "ant"], torch.Generator(), late=late).item()
     assert got == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_loss_adds_what_attention_to_the_wrong_one_of_two_things_costs(monkeypatch):
+    model = randomise(LatentDiffusion(SMALL))
+    captions = ["a cat and an owl", "a cat"]
+    slots = unet.whose_slots(model.cond_stage_model.tokenizer, captions, [scenes.PAIR, scenes.WHOLE])
+    costs = iter(range(100))  # a layer more, one more
+    monkeypatch.setattr(unet, "strayed", lambda q, k, slots: torch.tensor(float(next(costs))))
+    alone, told = (
+        unet.loss(model, normal(2, 4, 8, 8), captions, torch.Generator().manual_seed(0), its) for its in (None, slots)
+    )
+    layers = sum(name.endswith("attn2") for name, _ in model.named_modules())
+    assert next(costs) == layers
+    assert_close(told - alone, torch.tensor(unet.SIDES * (layers - 1) / 2))
 
 
 # --- the decoder alone ---
@@ -1100,13 +1115,15 @@ def test_captions_and_pictures_of_a_contrastive_batch_belong_together(painter, m
 def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monkeypatch):
     monkeypatch.setattr(scenes, "Painter", lambda size: painter)
     monkeypatch.setattr(unet, "CHUNK", 64)
+    drawn = scenes.draw(128, torch.Generator().manual_seed(0), {"plain": 0.5, "pair": 0.5}).split(64)
+    monkeypatch.setattr(scenes, "draw", lambda count, generator: drawn[generator.initial_seed()])
     pool = unet.Pool(loop.Run("r"), 100)
     assert pool.latents.shape == (100, 4, 16, 16)
     assert pool.latents[:64].float().std() == pytest.approx(1.0, abs=0.01)
     x0, captions, layouts = pool.draw(500, torch.Generator().manual_seed(0))
     assert x0.shape == (500, 4, 16, 16)
-    assert any(" and " in caption for caption in captions)
-    assert all(layout == scenes.PAIR for caption, layout in zip(captions, layouts, strict=True) if "and a" in caption)
+    two = [layout for caption, layout in zip(captions, layouts, strict=True) if " and a" in caption]
+    assert set(two) == {scenes.PAIR} and set(layouts) == {scenes.PAIR, scenes.WHOLE}
     assert captions.count("") / 500 == pytest.approx(unet.EMPTY, abs=0.04)
     again = unet.Pool(loop.Run("r"), 100)  # kept with the run
     assert torch.equal(again.latents, pool.latents) and torch.equal(again.scenes, pool.scenes)
@@ -1139,6 +1156,10 @@ def test_attention_costs_what_goes_to_the_wrong_one_of_two_things():
         place[..., 0 if i < 2 else 1] = 3.0**0.5 * torch.tensor(9.0).log()  # nine times as much to its own
     assert_close(unet.strayed(q, k, slots), torch.tensor(0.9).log().neg())
     assert_close(unet.strayed(q, k, slots.flip(1)), torch.tensor(0.1).log().neg())
+    q[:, 1] = 0.0  # the second head has no preference: all heads together count
+    first, second = 18 / 93 + 2 / 77, 2 / 93 + 2 / 77
+    assert_close(unet.strayed(q, k, slots), torch.tensor(first / (first + second)).log().neg())
+    q[:, 1] = q[:, 0]
     k[..., 7, :] = 9.0  # what attends to neither is left open
     assert_close(unet.strayed(q, k, slots), torch.tensor(0.9).log().neg(), atol=1e-4, rtol=0)
 

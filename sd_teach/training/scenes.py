@@ -36,7 +36,7 @@ WHOLE, SMALL, LEFT, RIGHT, TWO, PAIR = range(len(LAYOUTS))
 SIZE = 128  # pixels of the pictures, unless other ones are asked for
 
 # how much of the training each part of the language gets
-KINDS = {"plain": 0.18, "style": 0.26, "tint": 0.06, "layout": 0.06, "pair": 0.40, "mixed": 0.04}
+KINDS = {"plain": 0.15, "style": 0.22, "tint": 0.05, "layout": 0.05, "pair": 0.50, "mixed": 0.03}
 STYLE_SHARES = {"flat": 0.5, "pixel": 0.3, "line": 0.2}  # the first are the hardest to tell from 3D pictures
 BAD_SHARE = 0.04
 

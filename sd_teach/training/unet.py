@@ -196,29 +196,6 @@ class Pictures:
         return self.latents[chosen], ["" if e else text for text, e in zip(texts, empty, strict=True)]
 
 
-def loss(
-    model: LatentDiffusion, x0: Tensor, captions: list[str], generator: torch.Generator, late: bool = False
-) -> Tensor:
-    """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance.
-
-    late: every other time step is drawn from those below LATE, and small ones weigh more.
-    """
-    device = next(model.parameters()).device
-    alphas = model.schedule.alphas_cumprod
-    t = torch.randint(len(alphas), (len(x0),), generator=generator)
-    if late:
-        t[::2] = t[::2] * LATE // len(alphas)
-    noise = torch.randn(x0.shape, generator=generator)
-    noise = noise + OFFSET * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
-    x_t = q_sample(x0, t, noise, model.schedule).contiguous(memory_format=torch.channels_last)
-    context = model.get_learned_conditioning(captions)
-    eps = model.apply_model(x_t.to(device), t.to(device), context).float()
-    error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
-    most = 20.0 if late else 5.0
-    weights = (most * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, most) / SNR
-    return (weights.to(device) * error).mean()
-
-
 def whose_slots(tokenizer: CLIPTokenizer, captions: list[str], layouts: list[int]) -> Tensor:
     """Which slots of captions speak of the first of two things and which of the second: bool [b, 2, 77].
 
@@ -265,6 +242,37 @@ def watched(unet: UNetModel, slots: Tensor) -> Iterator[list[Tensor]]:
     yield costs
     for layer in layers:
         del layer.attend
+
+
+def loss(
+    model: LatentDiffusion,
+    x0: Tensor,
+    captions: list[str],
+    generator: torch.Generator,
+    slots: Tensor | None = None,
+    late: bool = False,
+) -> Tensor:
+    """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance.
+
+    slots: which of them speak of the first and of the second of two things (`whose_slots`); then attention to the wrong
+    one costs, too. late: every other time step is drawn from those below LATE, and small ones weigh more.
+    """
+    device = next(model.parameters()).device
+    alphas = model.schedule.alphas_cumprod
+    t = torch.randint(len(alphas), (len(x0),), generator=generator)
+    if late:
+        t[::2] = t[::2] * LATE // len(alphas)
+    noise = torch.randn(x0.shape, generator=generator)
+    noise = noise + OFFSET * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
+    x_t = q_sample(x0, t, noise, model.schedule).contiguous(memory_format=torch.channels_last)
+    context = model.get_learned_conditioning(captions)
+    slots = torch.zeros(len(x0), 2, 77, dtype=torch.bool) if slots is None else slots
+    with watched(model.model.diffusion_model, slots.to(device)) as costs:
+        eps = model.apply_model(x_t.to(device), t.to(device), context).float()
+    error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
+    most = 20.0 if late else 5.0
+    weights = (most * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, most) / SNR
+    return (weights.to(device) * error).mean() + SIDES * sum(costs) / max(1, len(costs))
 
 
 @torch.no_grad()
@@ -377,9 +385,8 @@ def main() -> None:
 
     def loss_at(generator: torch.Generator) -> Tensor:
         x0, captions, layouts = pool.draw(options.batch, generator, near)
-        with watched(unet, whose_slots(tokenizer, captions, layouts).to(options.device)) as costs:
-            error = loss(model, x0, captions, generator, late=larger)
-        return error + SIDES * sum(costs) / max(1, len(costs))
+        slots = whose_slots(tokenizer, captions, layouts)
+        return loss(model, x0, captions, generator, slots, late=larger)
 
     train(run, unet, loss_at, evaluate, options, average_decay=options.average, muon=True)
 
