@@ -517,18 +517,20 @@ def test_a_grown_unet_keeps_most_convolutions_and_the_attention_of_the_one_befor
 @pytest.mark.parametrize("size", [128, 256])
 def test_of_a_larger_model_its_own_weights_are_trained_at_small_time_steps_most(monkeypatch, size):
     drawn = scenes.draw(4, torch.Generator().manual_seed(0))
-    pool = SimpleNamespace(scale_factor=0.5, scenes=drawn, draw=lambda *_: (torch.zeros(1, 4, 8, 8), [""]))
+    both = ["a cat and an owl"], [[0, 1, 0, scenes.NONE, scenes.NONE, 3, scenes.PAIR, 0]]
+    pool = SimpleNamespace(scale_factor=0.5, scenes=drawn, draw=lambda *_: (torch.zeros(1, 4, 8, 8), *both))
     monkeypatch.setattr(unet, "Pool", lambda *_: pool)
     monkeypatch.setattr(text, "near_words", dict)
-    monkeypatch.setattr(unet, "loss", lambda model, x0, captions, generator, late: late)
+    monkeypatch.setattr(unet, "loss", lambda model, x0, captions, generator, slots, late: (slots, late))
     runs = []
     monkeypatch.setattr(unet, "train", lambda run, network, loss_at, *_, **__: runs.append((network, loss_at(None))))
     monkeypatch.setattr("sys.argv", ["unet", "--size", str(size), "--device", "cpu"])
     unet.main()
-    ((network, late),) = runs
+    ((network, (slots, late)),) = runs
     trained = {name for name, weight in network.named_parameters() if weight.requires_grad}
     every = {name for name, _ in network.named_parameters()}
-    assert late == (size == 256)
+    assert late == (size == 256) == (slots is None)
+    assert late or slots.any(-1).all()
     assert trained == (set(unet.own_weights(network, UNetModel(unet.TINY))) if late else every)
 
 
@@ -903,7 +905,8 @@ def test_the_loss_weighs_each_time_step_by_the_smaller_of_its_snr_and_a_bound(mo
 def test_the_loss_adds_what_attention_to_the_wrong_one_of_two_things_costs(monkeypatch):
     model = randomise(LatentDiffusion(SMALL))
     captions = ["a cat and an owl", "a cat"]
-    slots = unet.whose_slots(model.cond_stage_model.tokenizer, captions, [scenes.PAIR, scenes.WHOLE])
+    drawn = [[0, other, 0, scenes.NONE, scenes.NONE, 3, layout, 0] for other, layout in ((1, scenes.PAIR), (-1, 0))]
+    slots = unet.whose_slots(model.cond_stage_model.tokenizer, captions, drawn)
     costs = iter(range(100))  # a layer more, one more
     monkeypatch.setattr(unet, "strayed", lambda q, k, slots: torch.tensor(float(next(costs))))
     alone, told = (
@@ -911,7 +914,7 @@ def test_the_loss_adds_what_attention_to_the_wrong_one_of_two_things_costs(monke
     )
     layers = sum(name.endswith("attn2") for name, _ in model.named_modules())
     assert next(costs) == layers
-    assert_close(told - alone, torch.tensor(unet.SIDES * (layers - 1) / 2))
+    assert_close(told - alone, torch.tensor(unet.SIDES * (layers - 1) / 2 / 2))  # of two captions one is of two things
 
 
 # --- the decoder alone ---
@@ -1120,7 +1123,8 @@ def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monk
     pool = unet.Pool(loop.Run("r"), 100)
     assert pool.latents.shape == (100, 4, 16, 16)
     assert pool.latents[:64].float().std() == pytest.approx(1.0, abs=0.01)
-    x0, captions, layouts = pool.draw(500, torch.Generator().manual_seed(0))
+    x0, captions, rows = pool.draw(500, torch.Generator().manual_seed(0))
+    layouts = [row[scenes.LAYOUT] for row in rows]
     assert x0.shape == (500, 4, 16, 16)
     two = [layout for caption, layout in zip(captions, layouts, strict=True) if " and a" in caption]
     assert set(two) == {scenes.PAIR} and set(layouts) == {scenes.PAIR, scenes.WHOLE}
@@ -1130,20 +1134,24 @@ def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monk
 
 
 def test_slots_of_two_things_are_those_that_the_lesson_gave_them(encoder):
-    captions = [both for both, *_ in TWO_THINGS] + ["a cat", "", "a knife and fork and an owl", "a knife and fork"]
-    layouts = [scenes.PAIR] * 6 + [scenes.WHOLE]
-    slots, ids = unet.whose_slots(encoder.tokenizer, captions, layouts), encoder.tokenize(captions)
-    said = [
-        ("a cat", "a red owl on a blue background"),
-        ("a cup of tea", "scissors"),
-        ("an image of a bear", "a teddy bear"),
-    ]
-    for i, its_slots in enumerate(slots[:3]):
+    *both, _ = zip(*TWO_THINGS, strict=True)
+    captions = [*both[0], "a cat and a small owl, masterpiece, high quality"]
+    others = ["a cat", "", "a knife and fork and an owl", "a knife and fork", "a cat and an owl"]
+    pair, whole, bad = ([0, 1, 0, scenes.NONE, scenes.NONE, 3, *rest] for rest in ((5, 0), (0, 0), (5, 1)))
+    drawn = [pair] * 7 + [whole, bad]
+    slots = unet.whose_slots(encoder.tokenizer, captions + others, drawn)
+    ids = encoder.tokenize(captions + others)
+    row, slot, whose, _ = words.apart(*(encoder.tokenize(list(side)) for side in both)).unbind(1)
+    taught = torch.zeros(3, 2, 77, dtype=torch.bool)
+    taught[row, whose, slot] = True
+    said = ["a cat", "a cup of tea", "an image of a bear"]
+    for i, (its_slots, wanted) in enumerate(zip(slots[:3], taught, strict=True)):
         end = int(text.first_end(ids)[i])
-        assert tuple(encoder.tokenizer.decode(ids[i, :end][of[:end]]) for of in its_slots) == said[i]
-        after = torch.stack([torch.arange(end, 77) % 2 == turn for turn in (0, 1)])
-        assert torch.equal(its_slots[:, end:], after)
-    assert not slots[3:].any()
+        assert torch.equal(its_slots[1], wanted[1]) and torch.equal(its_slots[0, end:], wanted[0, end:])
+        assert encoder.tokenizer.decode(ids[i, :end][its_slots[0, :end]]) == said[i]
+    end = int(text.first_end(ids)[3])
+    assert encoder.tokenizer.decode(ids[3, :end][slots[3, 1, :end]]) == "owl , masterpiece , high quality"
+    assert not slots[4:].any()
 
 
 def test_attention_costs_what_goes_to_the_wrong_one_of_two_things():
@@ -1159,6 +1167,10 @@ def test_attention_costs_what_goes_to_the_wrong_one_of_two_things():
     q[:, 1] = 0.0  # the second head has no preference: all heads together count
     first, second = 18 / 93 + 2 / 77, 2 / 93 + 2 / 77
     assert_close(unet.strayed(q, k, slots), torch.tensor(first / (first + second)).log().neg())
+    with torch.autocast("cpu", torch.bfloat16):
+        low = unet.strayed(q.bfloat16(), k.bfloat16(), slots)
+    assert low.dtype == torch.float32
+    assert_close(low, unet.strayed(q, k, slots), atol=0.01, rtol=0)
     q[:, 1] = q[:, 0]
     k[..., 7, :] = 9.0  # what attends to neither is left open
     assert_close(unet.strayed(q, k, slots), torch.tensor(0.9).log().neg(), atol=1e-4, rtol=0)
@@ -1183,8 +1195,15 @@ def test_layers_are_watched_where_there_are_two_things_and_go_on_as_ever():
         linear(states).unflatten(-1, (layer.heads, -1)).transpose(1, 2)
         for linear, states in ((layer.to_q, told[0]), (layer.to_k, told[1]))
     )
-    own = unet.strayed(q[1:2], k[1:2], slots[1:2])
+    own = unet.strayed(q[1:2], k[1:2], slots[1:2]) / 3  # of three captions one
     assert any(torch.isclose(cost, own, atol=1e-6) for cost in costs)
+    torch.stack(costs).sum().backward()
+    asked = [
+        p.grad for name, p in network.named_parameters() if name.endswith(("attn2.to_q.weight", "attn2.to_k.weight"))
+    ]
+    assert len(asked) == 2 * len(costs) and all(gradient.any() for gradient in asked)
+    with pytest.raises(ZeroDivisionError), unet.watched(network, slots):
+        assert 1 / 0
     assert not any("attend" in vars(module) for module in network.modules())
 
 

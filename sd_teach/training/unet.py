@@ -5,7 +5,7 @@ text encoder's states of the caption, predicts the noise; one caption in ten is 
 guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 2023, https://arxiv.org/abs/2303.09556),
 and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
 In pictures of two things attention is told where to go: on the left to what the caption says of the first, on the right
-to what it says of the second (`strayed`), as Wang et al. 2023, https://arxiv.org/abs/2312.03626, tell it by masks.
+to what it says of the second (`strayed`), as Wang et al. 2023, https://arxiv.org/abs/2312.03626, teach it by masks.
 Muon trains matrices and convolutions (`training/muon.py`), AdamW the rest and, with `--data`, everything.
 
 With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
@@ -49,7 +49,7 @@ OFFSET = 0.1  # standard deviation of the noise that all places of a channel sha
 LATE = 400  # below this time step an outer level has most to say
 CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
-SIDES = 0.05  # weight of what attention to the wrong one of two things costs
+SIDES = 0.1  # weight of what attention to the wrong one of two things costs
 
 
 def with_outer_level(config: UNetConfig) -> UNetConfig:
@@ -148,15 +148,12 @@ class Pool:
 
     def draw(
         self, batch: int, generator: torch.Generator, near: dict[int, list[str]] | None = None
-    ) -> tuple[Tensor, list[str], list[int]]:
-        """Latents [b, 4, h/8, w/8] with captions drawn anew, one in ten empty, and layouts."""
+    ) -> tuple[Tensor, list[str], list[list[int]]]:
+        """Latents [b, 4, h/8, w/8] with captions drawn anew, one in ten empty, and the scenes."""
         chosen = torch.randint(len(self.scenes), (batch,), generator=generator)
-        rng = random.Random(int(chosen.sum()))
-        captions = [
-            "" if rng.random() < EMPTY else scenes.caption(scene, rng, near, 1 / 3)[0]
-            for scene in self.scenes[chosen].tolist()
-        ]
-        return self.latents[chosen].float(), captions, self.scenes[chosen, scenes.LAYOUT].tolist()
+        rng, drawn = random.Random(int(chosen.sum())), self.scenes[chosen].tolist()
+        captions = ["" if rng.random() < EMPTY else scenes.caption(scene, rng, near, 1 / 3)[0] for scene in drawn]
+        return self.latents[chosen].float(), captions, drawn
 
 
 def trained(run: str, size: int = scenes.SIZE) -> LatentDiffusion:
@@ -177,7 +174,7 @@ def latest() -> LatentDiffusion:
 
 
 class Pictures:
-    """The user's own pictures and texts, encoded once, as they are and mirrored; drawn like those of a Pool."""
+    """The user's own pictures and texts, encoded once, as they are and mirrored."""
 
     def __init__(self, folder: Path, model: LatentDiffusion):
         pairs = data.read_folder(folder)
@@ -196,18 +193,22 @@ class Pictures:
         return self.latents[chosen], ["" if e else text for text, e in zip(texts, empty, strict=True)]
 
 
-def whose_slots(tokenizer: CLIPTokenizer, captions: list[str], layouts: list[int]) -> Tensor:
+def whose_slots(tokenizer: CLIPTokenizer, captions: list[str], drawn: list[list[int]]) -> Tensor:
     """Which slots of captions speak of the first of two things and which of the second: bool [b, 2, 77].
 
-    None where there are not two, or where more than one "and" leaves open what is between them. From the end on slots
-    take turns, as the text encoder's lesson has it (training/words.py).
+    drawn: the captions' scenes. All False where a caption is not of two, where a second "and" leaves open which one
+    joins them, and where the picture is spoiled, which moves things. Words before the "and" are the first's; those from
+    the second's last token on are the second's, background and quality, too; from the end on slots take turns. So the
+    text encoder's lesson has it (training/words.py).
     """
     slots = torch.zeros(len(captions), 2, 77, dtype=torch.bool)
-    for (first, second), caption, layout in zip(slots, captions, layouts, strict=True):
-        if layout == scenes.PAIR and caption.count(" and ") == 1:
-            both, before = (tokenizer(text)["input_ids"] for text in (caption, caption.split(" and ")[0]))
-            middle, end = len(before) - 1, len(both) - 1
-            first[1:middle] = second[middle + 1 : end] = True
+    for (first, second), caption, scene in zip(slots, captions, drawn, strict=True):
+        if scene[scenes.LAYOUT] == scenes.PAIR and not scene[scenes.BAD] and caption.count(" and ") == 1:
+            one, other = caption.split(" and ")
+            other = re.split(r" on an? | at night|, ", other)[0]  # without what follows it
+            starts = one, f"{one} and {other}", caption
+            before, last, end = (len(tokenizer(start)["input_ids"]) - 1 for start in starts)
+            first[1:before] = second[last - 1 : end] = True
             first[end + end % 2 :: 2] = second[end + 1 - end % 2 :: 2] = True
     return slots
 
@@ -218,8 +219,10 @@ def strayed(q: Tensor, k: Tensor, slots: Tensor) -> Tensor:
     q: [b, heads, l, d]; k: [b, heads, 77, d]; slots: bool [b, 2, 77] (`whose_slots`). The left half's places should
     attend to the first thing's slots, the right half's to the second's; how much the others get is left open.
     """
-    weights = (q @ k.mT / q.shape[-1] ** 0.5).float().softmax(-1).mean(1)
-    each = torch.einsum("bln,btn->btl", weights, slots.float())  # all heads together: one may look elsewhere
+    weights = (q @ k.mT / q.shape[-1] ** 0.5).float().softmax(-1).mean(1)  # of all heads: one may look elsewhere
+    each = (weights[:, None] * slots[:, :, None]).sum(
+        -1
+    )  # [b, 2, l]; no product of matrices, whose type may be bfloat16
     shares = each.clamp(min=1e-9).log().log_softmax(1)
     side = int(shares.shape[-1] ** 0.5)
     left, right = shares.unflatten(-1, (side, side)).chunk(2, dim=-1)
@@ -228,20 +231,26 @@ def strayed(q: Tensor, k: Tensor, slots: Tensor) -> Tensor:
 
 @contextmanager
 def watched(unet: UNetModel, slots: Tensor) -> Iterator[list[Tensor]]:
-    """Collects, while the UNet is called with captions of these slots, what each of its layers costs (`strayed`)."""
+    """Collects, while the UNet is called with captions of these slots, what each of its layers costs (`strayed`).
+
+    The mean over all captions: those that are not of two things cost nothing.
+    """
     pairs, costs = slots.any(-1).all(-1), []
+    share = pairs.float().mean().item()
     layers = [block.attn2 for block in unet.modules() if isinstance(block, BasicTransformerBlock)]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if pairs.any():
-            costs.append(strayed(q[pairs], k[pairs], slots[pairs]))
+        if share:
+            costs.append(share * strayed(q[pairs], k[pairs], slots[pairs]))
         return CrossAttention.attend(q, k, v)
 
     for layer in layers:
         layer.attend = attend
-    yield costs
-    for layer in layers:
-        del layer.attend
+    try:
+        yield costs
+    finally:
+        for layer in layers:
+            del layer.attend
 
 
 def loss(
@@ -254,8 +263,9 @@ def loss(
 ) -> Tensor:
     """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance.
 
-    slots: which of them speak of the first and of the second of two things (`whose_slots`); then attention to the wrong
-    one costs, too. late: every other time step is drawn from those below LATE, and small ones weigh more.
+    slots: which slots of the captions speak of the first and which of the second of two things (`whose_slots`); then
+    attention to the wrong one costs, too. late: every other time step is drawn from those below LATE, and small ones
+    weigh more.
     """
     device = next(model.parameters()).device
     alphas = model.schedule.alphas_cumprod
@@ -384,8 +394,8 @@ def main() -> None:
         return numbers
 
     def loss_at(generator: torch.Generator) -> Tensor:
-        x0, captions, layouts = pool.draw(options.batch, generator, near)
-        slots = whose_slots(tokenizer, captions, layouts)
+        x0, captions, drawn = pool.draw(options.batch, generator, near)
+        slots = None if larger else whose_slots(tokenizer, captions, drawn)  # what attends is not trained then
         return loss(model, x0, captions, generator, slots, late=larger)
 
     train(run, unet, loss_at, evaluate, options, average_decay=options.average, muon=True)

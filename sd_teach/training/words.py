@@ -7,9 +7,9 @@ in the table of token embeddings; for the rest, rows and layers learn by distill
 https://arxiv.org/abs/1503.02531) from the encoder as it was, which also holds what captions mean where it is.
 No picture is looked at, and the synonyms kept for the metrics are no more than nouns of the dictionary among others.
 
-The same lesson says that "a cat and an owl" is a cat on the left and an owl on the right: the owl's states become those
-of "an owl on the right", and the slots after the end speak of the two in turn. Left to itself, the encoder mixes them,
-and the UNet puts a cat's shape into the owl.
+The same lesson says that "a cat and an owl" is a cat on the left and an owl on the right: from the owl's last token on
+states become those of "an owl on the right", and the slots after the end speak of the two in turn. Left to itself, the
+encoder mixes them, and the UNet puts a cat's shape into the owl.
 """
 
 import copy
@@ -175,7 +175,7 @@ def two_things(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Captions of `count` of these pairs and what they should mean: ids [count, slots]; rows, slots [m], states [m, d].
 
-    slots: how many there should be; 0 for SLOTS after the longest caption's end.
+    pairs: scenes of two things. slots: how many to keep; 0 for SLOTS after the longest caption's end.
     """
     captions = zip(*(alone(scene, rng) for scene in rng.choices(pairs, k=count)), strict=True)
     ids, *others = (teacher.tokenize(list(side)) for side in captions)
