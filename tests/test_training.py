@@ -583,6 +583,15 @@ def test_own_pictures_change_the_unet_alone_and_a_killed_run_resumes_exactly(mon
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
+def test_a_run_is_not_taken_up_with_the_pictures_of_another_folder(monkeypatch, small_folder, own):
+    fine_tuned(monkeypatch, small_folder, own, "r", 1)
+    other = own.rename(own.with_name("others"))
+    with pytest.raises(ValueError, match=r"run 'r' was begun with .*pictures: begin another with --run NAME"):
+        fine_tuned(monkeypatch, small_folder, other, "r", 2)
+    assert loop.Run("r").settings()["step"] == 1
+    fine_tuned(monkeypatch, small_folder, other, "s", 1)
+
+
 def test_the_command_refuses_a_bad_folder_with_exit_code_2(monkeypatch, small_folder, tmp_path, capsys):
     monkeypatch.setattr(unet, "load_model", lambda name: load_model(small_folder))
     monkeypatch.setattr("sys.argv", ["unet", "--data", str(tmp_path)])
@@ -1235,7 +1244,7 @@ def test_the_card_is_written_from_figures_and_runs(small_folder, tmp_path):
     bundle.write_card(folder)
     card = (folder / "README.md").read_text()
     assert "| 1 | unet | 5 | 3 |\n| 2 | unet | 8 | 3 |" in card
-    assert "synonyms (62.5% of the pictures" in card and "| synonyms | 0.375 |" in card
+    assert "synonyms (62.5%)" in card and "| synonyms | 0.375 |" in card
     assert all(name in card for name in (*COLOURS, f"{len(data.subjects())} things"))
     assert "{" not in card
 

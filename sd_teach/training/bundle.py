@@ -58,7 +58,7 @@ of the same thing; `style_flat` and its like say how often each is met.
 {misses}
 
 ## Figures
-Printed by `python -m sd_teach.training.metrics`; its `--help` says what each means.
+Printed by `python -m sd_teach.training.metrics --prompts 200`; its `--help` says what each means.
 
 | | |
 | --- | --- |
@@ -72,10 +72,10 @@ from here, {own} are its own, in `assets/tiny-256`.
 
 Above, this model's pictures, enlarged; below, those of `tiny-256`: crisper outlines, and small parts, such as eyes,
 that are whole more often; surfaces that should be smooth have patches here and there. `tiny-256` adds fresh noise in
-each step (`eta` of 1): it covers up mistakes, and the new level, trained for less long, leaves some to be mended
-(chapter 3 shows how). Its guidance ends at time step 500, not 300. The smaller one, which is faster (once loaded, a
+each step (`eta` of 1): without it outlines fray and colours run into each other more (chapter 3 shows it; why, was not
+tested). Its guidance ends at time step 500, not 300. The smaller one, which is faster (once loaded, a
 picture of 20 steps, with text and decoder, takes 1.1 s on two cores, against 1.4), stays the default. The figures of
-`tiny-256`:
+`tiny-256`, printed with `--model tiny-256 --prompts 100 --seeds 1`:
 
 | | |
 | --- | --- |
@@ -161,8 +161,8 @@ two.
 
 - The yardsticks themselves, held against true pictures that went through the autoencoder (200 each): seen 99.5 %,
   held-out 100, style 96.0 (flat icons 84, taken for 3D), colour and place 100, pair 99.5; named 40 of 40. What is
-  missing is the UNet's. So a style of 95 % is nearly all that the yardstick can give, and what is missing most is flat
-  icons, and pairs of thing and style that were never trained on.
+  missing beyond that is the UNet's. So a style of 95 % is nearly all that the yardstick can give, and what is missing
+  most is flat icons, and pairs of thing and style that were never trained on.
 - Pairs of things: at half the size each is 8 x 8 latents, and the tenth's UNet puts colours in the right places without
   the shapes; of 48 pairs it draws the left one rightly in 15 %, the right one in 2 %. As many as one in ten pictures of
   pairs, in the ninth round, did not help. The text encoder mixes the first thing into what it says of the second: in
@@ -280,8 +280,8 @@ def write_card(folder: Path) -> None:
         subjects=len(data.subjects()),
         colour_names=", ".join(data.COLOURS),
         tints=", ".join(scenes.COLOUR_NAMES[tint] for tint in scenes.TINTS),
-        misses="The figures below that miss most: "
-        + ", ".join(f"{name} ({1 - figures[name]:.1%} of the pictures are not what was asked for)" for name in worst)
+        misses="The figures below that miss most, and how many pictures are not judged to be what was asked for: "
+        + ", ".join(f"{name} ({1 - figures[name]:.1%})" for name in worst)
         + ".",
         figures=_table(figures),
         shared=f"{sum(w.numel() for name, w in large.items() if name not in own):,}",

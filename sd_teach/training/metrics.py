@@ -332,7 +332,7 @@ def contact_sheet(pictures: Tensor, columns: int) -> Image.Image:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--model", default="tiny", help="tiny or a model folder (default: tiny)")
+    options.add_argument("--model", default="tiny", help="tiny, tiny-256 or a model folder (default: tiny)")
     options.add_argument("--prompts", type=int, help="prompts a seed (default: one for each subject)")
     options.add_argument("--seeds", type=int, default=3, help="how often everything is drawn (default: 3)")
     options.add_argument("--json", action="store_true", help="one JSON object on stdout")

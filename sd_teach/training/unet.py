@@ -8,10 +8,10 @@ In pictures of two things attention is told where to go: on the left to what the
 to what it says of the second (`strayed`), as Wang et al. 2023, https://arxiv.org/abs/2312.03626, teach it by masks.
 Muon trains matrices and convolutions (`training/muon.py`), AdamW the rest and, with `--data`, everything.
 
-With `--size 256` a level grows around the bundled UNet, as Stable Diffusion went on from 256 to 512 pixels; only that
-level, and a little of what it surrounds, is trained (`own_weights`), most at small time steps, where what is new in
-larger pictures is decided and which weigh more then (min(SNR, 20) / SNR). After a new UNet it has to be trained again,
-which goes on from the weights that `assets/tiny-256` has.
+With `--size 256` a level grows around the bundled UNet (Stable Diffusion went on from 256 to 512 pixels, too, with its
+network unchanged); only that level, and a little of what it surrounds, is trained (`own_weights`), most at small time
+steps, where what is new in larger pictures is decided and which weigh more then (min(SNR, 20) / SNR). After a new UNet
+it has to be trained again, which goes on from the weights that `assets/tiny-256` has.
 """
 
 import argparse
@@ -108,8 +108,8 @@ def assemble(scale_factor: float, size: int = scenes.SIZE) -> LatentDiffusion:
     # makes blotches at small time steps, where a latent itself shows what its caption says
     defaults = Defaults(image_size=size, guidance_scale=5.0, guidance_until=300)
     if size != scenes.SIZE:
-        # more places show it at larger time steps already: means of 2 x 2 have half the noise. Fresh noise covers up
-        # what an outer level, trained for less long, gets wrong
+        # more places show it at larger time steps already: means of 2 x 2 have half the noise. Without fresh noise
+        # outlines fray more
         defaults = replace(defaults, guidance_until=500, eta=1.0)
     config = ModelConfig(text.TINY, config_for(size), vae.TINY, scale_factor=scale_factor, defaults=defaults)
     model = LatentDiffusion(config)
@@ -302,12 +302,16 @@ def follow_text(unet: UNetModel, before: Tensor, after: Tensor) -> None:
 def train_on(folder: Path, options: argparse.Namespace) -> Path:
     """Fine-tune the bundled model on the pictures of a folder; returns the folder of the model that comes out.
 
-    Raises ValueError for a folder that data.read_folder refuses.
+    Raises ValueError for a folder that data.read_folder refuses, and for a run begun with another one.
     """
     run = Run(options.run)
     torch.manual_seed(0)
     model = load_model("tiny").to(options.device)
     pictures = Pictures(folder, model)
+    note = run.folder / "pictures_from.txt"
+    if note.exists() and note.read_text() != str(folder.resolve()):
+        raise ValueError(f"run {options.run!r} was begun with {note.read_text()}: begin another with --run NAME")
+    note.write_text(str(folder.resolve()))
     unet = model.model.diffusion_model.requires_grad_(True).to(memory_format=torch.channels_last)
 
     def evaluate(average: nn.Module, step: int) -> dict[str, float]:
