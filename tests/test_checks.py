@@ -1,5 +1,6 @@
 """The marking of answers; what each exercise's check says of its likeliest mistakes is in test_checks_<chapter>.py."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,8 @@ def test_no_answer_yet_is_asked_for(answer):
     [
         (2.0, 2.0),
         (torch.tensor(2.0), 2.0),
+        (np.float32(2.0), 2.0),
+        (2.0, torch.tensor(2.0)),
         (torch.ones(3), torch.ones(3)),
         ("cat", "cat"),
         ([1, torch.ones(2)], (1, torch.ones(2))),
@@ -52,6 +55,11 @@ def test_a_known_mistake_is_named():
         (torch.tensor([torch.nan]), torch.ones(1), "not finite"),
         (torch.tensor([1.5]), torch.ones(1), "up to 0.5"),
         ([1], [1, 2], "2 values are wanted, these are 1"),
+        (torch.ones(2), [1, 2], "2 values are wanted, this is a Tensor"),
+        ((1, torch.zeros(256)), (1, torch.ones(256)), "value 2 of 2: the shape is right, the numbers are not"),
+        (torch.tensor([False]), torch.tensor([True]), "up to 1"),
+        (torch.tensor([0], dtype=torch.uint8), torch.tensor([1], dtype=torch.uint8), "up to 1"),
+        (torch.tensor([1.4]), torch.tensor([1]), "up to 0.4"),
     ],
 )
 def test_any_other_answer_is_told_how_it_differs(answer, expected, words):

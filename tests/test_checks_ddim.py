@@ -49,6 +49,7 @@ WRONG = [
     (check.time_steps, lambda steps: torch.arange(steps) * (1000 // steps) + 1, "too early"),
     (check.time_steps, lambda steps: torch.arange(steps) * 1000 // steps, "the 1 is not added: a run"),
     (check.time_steps, lambda steps: ddim_timesteps(steps).flip(0), "ascending is asked"),
+    (check.time_steps, lambda steps: torch.arange(steps) * 1000 / steps + 1, "a whole number"),
     (check.time_steps, lambda steps: torch.linspace(1, 999, steps).long(), "does not start at 999"),
     (check.time_steps, lambda steps: (torch.arange(steps) * 1000 / steps).round().long() + 1, "round down"),
     (check.x_prev, step(lambda a, p: a.sqrt(), lambda a, p: (1 - p).sqrt()), "scaled by alpha_bar_t"),

@@ -76,6 +76,11 @@ def test_the_interval_is_right():
             lambda x, t, guided, plain: torch.where((t[0] >= 300) & (t[0] < 700), guided(x, t), plain(x, t)),
             "no time is saved",
         ),
+        (
+            lambda x, t, guided, plain: (plain(x, t), choose(lambda t: 300 <= t < 700)(x, t, guided, plain))[1],
+            "only one",
+        ),
+        (lambda x, t, guided, plain: guided(x, t) if 300 <= t < 700 else plain(x, t), "stops with RuntimeError"),
         (lambda x, t, guided, plain: guided(x), "stops with TypeError"),
     ],
 )

@@ -14,16 +14,21 @@ def hide(x0, noise, a):
     return a.sqrt() * x0 + (1 - a).sqrt() * noise
 
 
+def middle(w, h, side, half=lambda x: x // 2):
+    return half(w - side), half(h - side), half(w - side) + side, half(h - side) + side
+
+
 RIGHT = {
-    check.middle: lambda w, h: ((w - h) // 2, 0, (w - h) // 2 + h, h),
+    check.middle: lambda w, h: middle(w, h, min(w, h)),
     check.to_picture: lambda pixels: to_tensor(Image.fromarray(np.asarray(pixels))),
     check.last_steps: last_timesteps,
     check.start: lambda x0, noise, steps, table: hide(x0, noise, table[steps[-1]]),
 }
 WRONG = [
-    (check.middle, lambda w, h: (0, 0, h, h), "corner"),
-    (check.middle, lambda w, h: ((w - h) // 2, 0, h, h), "not widths"),
-    (check.middle, lambda w, h: ((w - h) / 2, 0.0, (w + h) / 2, float(h)), "//"),
+    (check.middle, lambda w, h: (0, 0, min(w, h), min(w, h)), "corner"),
+    (check.middle, lambda w, h: (*middle(w, h, min(w, h))[:2], min(w, h), min(w, h)), "not widths"),
+    (check.middle, lambda w, h: middle(w, h, min(w, h), lambda x: x / 2), "//"),
+    (check.middle, lambda w, h: middle(w, h, h), "not for a high one"),
     (check.middle, lambda w, h: (0, 0, w, h), "squeezed"),
     (check.to_picture, lambda p: p.permute(2, 0, 1)[None] / 255, "0 to 1"),
     (check.to_picture, lambda p: p.permute(2, 0, 1)[None] / 128 - 1, "127.5"),
@@ -34,6 +39,7 @@ WRONG = [
     (check.last_steps, lambda t, k: t[: round((1 - k) * len(t))], "1 - strength"),
     (check.last_steps, lambda t, k: t[: int(k * len(t))].flip(0), "ascending"),
     (check.last_steps, lambda t, k: t[: int(k * len(t)) + 1], "one step too many"),
+    (check.last_steps, lambda t, k: t[: round(k * len(t))], "one step too many"),
     (check.start, lambda x0, noise, t, table: hide(x0, noise, table[t[0]]), "where the run ends"),
     (check.start, lambda x0, noise, t, table: table[t[-1]] * x0 + (1 - table[t[-1]]) * noise, "square roots"),
     (check.start, lambda x0, noise, t, table: x0 + noise, "all the noise"),

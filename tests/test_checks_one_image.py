@@ -59,6 +59,7 @@ def test_a_wrong_seed(seed, words):
         (lambda w, h: (4, h, w), "8 times smaller"),
         (lambda w, h: (h // 8, w // 8, 4), "channels come first"),
         (lambda w, h: (h // 8, w // 8), "3 values are wanted"),
+        (lambda w, h: (4, h / 8, w / 8), "/ makes floats"),
     ],
 )
 def test_a_wrong_shape(answer, words):

@@ -80,6 +80,7 @@ def test_names_are_right():
     [
         (lambda w, f: (sorted(f - w), sorted(w - f)), "changed places"),
         (lambda w, f: (w - f, f - w), "sort them"),
+        (lambda w, f: (sorted(w - f)[::-1], sorted(f - w)), "not sorted"),
         (lambda w, f: (sorted(w ^ f), sorted(w ^ f)), "symmetric difference"),
         (lambda w, f: (sorted(w & f), sorted(w & f)), "difference of sets"),
         (lambda w, f: (sorted(w - f), []), "a name too many"),

@@ -99,6 +99,7 @@ def test_wrong_slots(answer, words):
         (lambda q, k: (q @ k.T / 8**0.5 + torch.full((5, 5), -torch.inf).triu(1)).softmax(0), "columns"),
         (lambda q, k: (q @ k.T / 8**0.5).softmax(-1).tril(), "less than 1"),
         (lambda q, k: causal_weights(k, q), "changed places"),
+        (lambda q, k: (q @ k.T + torch.ones(5, 5).triu(1) * -torch.inf).softmax(-1), "0 times -inf"),
     ],
 )
 def test_wrong_weights(answer, words):

@@ -47,6 +47,7 @@ MISTAKES = [
     (check.fewer_numbers, lambda factor, channels: 3 * factor**2, "not one number"),
     (check.fewer_numbers, lambda factor, channels: 3 * factor**2 * channels, "divide by them"),
     (check.fewer_numbers, lambda factor, channels: channels / (3 * factor**2), "upside down"),
+    (check.fewer_numbers, lambda factor, channels: factor**2, "16 is not it"),
     (check.upsample, lambda h, w, b: both(conv(h, w, b)), "convolve first"),
     (check.upsample, lambda h, w, b: conv(F.interpolate(h, scale_factor=2.0, mode="bilinear"), w, b), "bilinear"),
     (check.upsample, lambda h, w, b: conv(h.repeat(1, 1, 2, 2), w, b), "repeat_interleave"),

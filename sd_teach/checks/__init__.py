@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,22 +60,30 @@ def mark(
     for sentence, wrong in mistakes.items():
         if _same(answer, wrong, atol):
             return Verdict(exercise, "wrong", sentence)
-    return Verdict(exercise, "wrong", _difference(answer, expected))
+    return Verdict(exercise, "wrong", _difference(answer, expected, atol))
+
+
+def _plain(a: object) -> object:
+    """A tensor or array of one number as that number, anything else as it is."""
+    return a.item() if isinstance(a, (Tensor, np.ndarray, np.generic)) and math.prod(a.shape) == 1 else a
 
 
 def _same(a: object, b: object, atol: float) -> bool:
     if isinstance(b, Tensor):
-        return isinstance(a, Tensor) and a.shape == b.shape and torch.allclose(a.to(b), b, rtol=0.0, atol=atol)
+        if b.ndim == 0 and isinstance(_plain(a), (int, float)) and not isinstance(a, Tensor):
+            a = torch.tensor(float(_plain(a)))
+        if not isinstance(a, Tensor) or a.shape != b.shape:
+            return False
+        return torch.allclose(a.double(), b.double(), rtol=0.0, atol=atol)
     if isinstance(b, (list, tuple)):
         return isinstance(a, (list, tuple)) and len(a) == len(b) and all(map(_same, a, b, [atol] * len(b)))
     if isinstance(b, (int, float)) and not isinstance(b, bool):
-        if isinstance(a, Tensor) and a.numel() == 1:
-            a = a.item()
+        a = _plain(a)
         return isinstance(a, (int, float)) and math.isclose(a, b, rel_tol=0.0, abs_tol=atol)
     return type(a) is type(b) and a == b
 
 
-def _difference(answer: object, expected: object) -> str:
+def _difference(answer: object, expected: object, atol: float) -> str:
     if isinstance(expected, Tensor):
         if not isinstance(answer, Tensor):
             return f"a tensor is wanted, this is a {type(answer).__name__}"
@@ -82,7 +91,13 @@ def _difference(answer: object, expected: object) -> str:
             return f"the shape is {list(answer.shape)}, {list(expected.shape)} is wanted"
         if not answer.isfinite().all():
             return "the shape is right, but some of the numbers are not finite: look for a division by 0 or a root"
-        return f"the shape is right, the numbers are not: they are off by up to {(answer - expected).abs().max():.3g}"
-    if isinstance(expected, (list, tuple)) and isinstance(answer, (list, tuple)) and len(answer) != len(expected):
-        return f"{len(expected)} values are wanted, these are {len(answer)}"
+        off = answer.double() - expected.double()
+        return f"the shape is right, the numbers are not: they are off by up to {off.abs().max():.3g}"
+    if isinstance(expected, (list, tuple)):
+        if not isinstance(answer, (list, tuple)):
+            return f"{len(expected)} values are wanted, this is a {type(answer).__name__}"
+        if len(answer) != len(expected):
+            return f"{len(expected)} values are wanted, these are {len(answer)}"
+        place = [_same(a, b, atol) for a, b in zip(answer, expected, strict=True)].index(False)
+        return f"value {place + 1} of {len(expected)}: {_difference(answer[place], expected[place], atol)}"
     return f"not yet: {answer!r} is not it"

@@ -29,6 +29,7 @@ def time_steps(answer: Callable) -> Verdict:
             "these are in the order of the run; ascending is asked for": expected.flip(0),
             "these are evenly spaced from end to end; a run does not start at 999": torch.linspace(1, 999, 30).long(),
             "round down, as i * 1000 // S does": (count * 1000 / steps).round() + 1,
+            "a time step is a whole number: divide with //": count * 1000 / steps + 1,
         },
         right="30 steps are 30 steps",
         atol=0,

@@ -75,18 +75,20 @@ def batch_order(answer: list[str]) -> Verdict:
 
 def interval(answer: Callable[[Tensor, Tensor, Callable, Callable], Tensor]) -> Verdict:
     """4.3: answer(x, t, guided, plain) -> guided(x, t) where 300 <= t < 700, else plain(x, t), calling only one."""
-    x, times = torch.zeros(1, 4, 2, 2), (100, 299, 300, 500, 699, 700, 900)
+    x, times = torch.zeros(2, 4, 2, 2), (100, 299, 300, 500, 699, 700, 900)
     asked: list[int] = []
+    idle: list[int] = []
 
     def guided(x: Tensor, t: Tensor) -> Tensor:
         asked.append(int(t[0]))
         return torch.ones_like(x)
 
     def plain(x: Tensor, t: Tensor) -> Tensor:
+        idle.append(int(t[0]))
         return torch.zeros_like(x)
 
     def run() -> list[Tensor] | None:
-        answers = [answer(x, torch.tensor([t]), guided, plain) for t in times]
+        answers = [answer(x, torch.full((2,), t), guided, plain) for t in times]
         return None if all(a is None or a is ... for a in answers) else answers
 
     def where(condition: Callable[[int], bool]) -> list[Tensor]:
@@ -114,6 +116,10 @@ def interval(answer: Callable[[Tensor, Tensor, Callable, Callable], Tensor]) -> 
     if said.state == "right" and asked != [300, 500, 699]:
         return Verdict(
             "4.3", "wrong", "the predictions are right, but guided is called where it is not needed: no time is saved"
+        )
+    if said.state == "right" and idle != [100, 299, 700, 900]:
+        return Verdict(
+            "4.3", "wrong", "the predictions are right, but plain is called where guided is: only one is needed"
         )
     return said
 

@@ -11,15 +11,23 @@ from sd_teach.noise import NoiseSchedule
 
 def middle(answer: Callable) -> Verdict:
     """8.1: (width, height) -> (left, top, right, bottom)."""
+
+    def run() -> object:
+        answers = [answer(451, 300), answer(300, 451)]
+        return None if all(a is None or a is ... for a in answers) else answers
+
     return mark(
-        "8.1", answer, 451, 300,
+        "8.1", run,
         ask="return left, top, right and bottom of the largest square in the middle",
-        expected=(75, 0, 375, 300),
+        expected=[(75, 0, 375, 300), (0, 75, 300, 375)],
         mistakes={
-            "this is the corner, not the middle: leave as much on the left as on the right": (0, 0, 300, 300),
-            "right and bottom are places, not widths: add left and top": (75, 0, 300, 300),
-            "whole pixels are wanted: divide with //": (75.5, 0.0, 375.5, 300.0),
-            "this is the whole picture; resized to a square it would be squeezed": (0, 0, 451, 300),
+            "this is the corner, not the middle: leave as much on the left as on the right": [(0, 0, 300, 300)] * 2,
+            "right and bottom are places, not widths: add left and top": [(75, 0, 300, 300), (0, 75, 300, 300)],
+            "whole pixels are wanted: divide with //": [(75.5, 0.0, 375.5, 300.0), (0.0, 75.5, 300.0, 375.5)],
+            "this is the whole picture; resized to a square it would be squeezed": [(0, 0, 451, 300), (0, 0, 300, 451)],
+            "right for a wide picture, not for a high one: the side is the smaller of the two": [
+                (75, 0, 375, 300), (-76, 0, 375, 451)
+            ],
         },
         right="as much is cut on the left as on the right",
     )  # fmt: skip
@@ -50,12 +58,12 @@ def last_steps(answer: Callable) -> Verdict:
     """8.3: (timesteps [S], strength) -> the lowest int(strength · S) of them."""
     timesteps, count = ddim_timesteps(25), 15
     return mark(
-        "8.3", answer, timesteps, 0.6,
+        "8.3", answer, timesteps, 0.63,
         ask="return the time steps that are left, ascending",
         expected=timesteps[:count],
         mistakes={
             "these are the first steps of a run, where noise is high: a run ends with the lowest": timesteps[-count:],
-            "at strength 0 nothing should change: you keep 1 - strength of the steps": timesteps[:10],
+            "at strength 0 nothing should change: you keep 1 - strength of the steps": timesteps[:9],
             "these are the right steps in the order of the run; ascending is asked for": timesteps[:count].flip(0),
             "one step too many: int(strength * S) steps, so that strength 1 is all of them": timesteps[: count + 1],
         },

@@ -26,9 +26,16 @@ def seed_of_the_third(answer: int | None) -> Verdict:
 
 def latent_shape(answer: Callable[[int, int], object]) -> Verdict:
     """0.2: (width, height) in pixels -> the latent's (channels, rows, columns)."""
-    return mark(
+    kinds: list[object] = []
+
+    def watched(width: int, height: int) -> object:
+        answered = answer(width, height)
+        kinds.extend(map(type, answered) if isinstance(answered, (list, tuple)) else ())
+        return answered
+
+    said = mark(
         "0.2",
-        answer,
+        watched,
         512,
         768,
         ask="return three numbers for a picture of width x height pixels: channels, rows, columns",
@@ -41,6 +48,11 @@ def latent_shape(answer: Callable[[int, int], object]) -> Verdict:
         },
         right="48 times fewer numbers than the picture has, and every step of the run works on these alone",
     )
+    if said.state == "right" and float in kinds:
+        return Verdict(
+            "0.2", "wrong", "the numbers are right, but a shape is made of whole ones, and / makes floats: //"
+        )
+    return said
 
 
 def changes(answer: Callable[[Sequence[DDIMState]], object], states: Sequence[DDIMState]) -> Verdict:

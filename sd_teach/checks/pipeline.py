@@ -101,8 +101,11 @@ def settings(answer: Callable[[Mapping[str, str]], Mapping[str, object]]) -> Ver
 
 def compare_names(answer: Callable[[set[str], set[str]], tuple[list[str], list[str]]]) -> Verdict:
     """7.3: answer(wanted, found) -> (missing, unexpected), both sorted."""
-    wanted, found = {"conv.bias", "conv.weight", "out.bias", "out.weight"}, {"conv.bias", "conv.weight", "ema", "alpha"}
-    missing, unexpected = ["out.bias", "out.weight"], ["alpha", "ema"]
+    both = {"conv.bias", "conv.weight"}  # of the others so many that no set has them in order by chance
+    missing = [f"{part}.{kind}" for part in ("down", "mid", "out", "up") for kind in ("bias", "weight")]
+    unexpected = ["alpha", "beta", "ema", "epoch", "loss", "rng", "step", "time"]
+    wanted, found = both.union(missing), both.union(unexpected)
+    unsorted: list[bool] = []
 
     def run() -> object:
         answered = answer(set(wanted), set(found))
@@ -110,9 +113,11 @@ def compare_names(answer: Callable[[set[str], set[str]], tuple[list[str], list[s
             return None
         if not isinstance(answered, (tuple, list)) or len(answered) != 2:
             raise TypeError("two lists are wanted: missing, unexpected")
+        lists = all(isinstance(names, list) for names in answered)
+        unsorted.append(lists and [sorted(names) for names in answered] == [missing, unexpected])
         return tuple(tuple(names) if isinstance(names, list) else names for names in answered)
 
-    return mark(
+    said = mark(
         "7.3",
         run,
         ask="return two sorted lists: the names that are wanted and not found, and those found and not wanted",
@@ -141,6 +146,9 @@ def compare_names(answer: Callable[[set[str], set[str]], tuple[list[str], list[s
         },
         right="a loader that says both by name would have saved many evenings",
     )
+    if said.state == "wrong" and unsorted == [True]:
+        return Verdict("7.3", "wrong", "the right names, but not sorted: a set has another order in every run")
+    return said
 
 
 def whiteboard(answer: str) -> Verdict:

@@ -118,6 +118,9 @@ def causal_weights(answer: Callable[[Tensor, Tensor], object]) -> Verdict:
                 scores.softmax(-1)
             ),
             "the scores are not divided by the square root of the head's width: too few slots take it all": hidden(raw),
+            "0 times -inf is not a number: torch.full((n, n), -torch.inf).triu(1), or masked_fill": (
+                torch.full((5, 5), -1.0)
+            ),
             "the scores are divided by the head's width, its square root is wanted": hidden(raw / 8),
             "the mask hides what came before: slot i must see slots 0 to i, so hide what is above the diagonal": (
                 hidden(scores, later.T)
