@@ -111,6 +111,9 @@ def main(argv: list[str] | None = None) -> int:
         for option, needed in (("strength", "init_image"), ("mask", "init_image"), ("paste_back", "mask")):
             if getattr(options, option) is not None and getattr(options, needed) is None:
                 parser.error(f"--{option} needs --{needed}".replace("_", "-"))
+        for option, path in (("--init-image", options.init_image), ("--mask", options.mask)):
+            if path and any(out.exists() and path.exists() and out.samefile(path) for out in outputs):
+                parser.error(f"{path} is {option} and would be overwritten: give another --out")
         run(options, outputs)
     except ValueError as error:
         parser.error(str(error))
@@ -177,8 +180,11 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
         )
         bar.update()
 
-    result = draw(options.prompt, options.negative, seed=seed, num_images=options.n, callback=step_done, **settings)
-    bar.close()
+    try:
+        result = draw(options.prompt, options.negative, seed=seed, num_images=options.n, callback=step_done, **settings)
+    finally:
+        if bar:  # or an error would stand in its line
+            bar.close()
     told |= {"prompt": options.prompt, "negative_prompt": options.negative, **settings}
     told |= {"dtype": dtype, "model": options.model, "model_sha256": model_digest(options.model)}
     for path, image, image_seed in zip(outputs, result.images, result.seeds, strict=True):

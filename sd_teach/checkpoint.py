@@ -136,11 +136,11 @@ def save_model(model: LatentDiffusion, folder: Path, names: Collection[str] | No
 
     names: of the weights to write; all of them unless told.
     """
+    state = model.state_dict()
+    state = {name: state[name].half().contiguous() for name in (state if names is None else names)}
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("model*.safetensors*"):
         old.unlink()
-    state = model.state_dict()
-    state = {name: state[name].half().contiguous() for name in (state if names is None else names)}
     save_torch_state_dict(state, folder, max_shard_size="16MB")
     (folder / "config.json").write_text(json.dumps(asdict(model.config), indent=1) + "\n")
     files = sorted(folder.glob("model*.safetensors"))

@@ -59,7 +59,7 @@ class StableDiffusion:
             raise ValueError(f"device {device!r} cannot be used: give cpu, cuda or mps")
         path, on_cpu = model_path(name), device.startswith("cpu")
         files = [path] if path.is_file() else path.rglob("*.safetensors")
-        large = on_cpu and sum(file.stat().st_size for file in files) >= LARGE
+        large = on_cpu and sum(file.stat().st_size for file in files if file.is_file()) >= LARGE
         dtype = dtype or (torch.bfloat16 if large and cpu_has_bf16() else torch.float32)
         if on_cpu and dtype != torch.float32 and not (dtype == torch.bfloat16 and cpu_has_bf16()):
             raise ValueError(f"this CPU does not compute in {str(dtype).removeprefix('torch.')}: use float32")

@@ -20,7 +20,7 @@ def name_around(name: str) -> str:
 
 def inner_files(path: Path) -> list[Path]:
     """The files of tiny where the model at this path is tiny-256, none for any other."""
-    return find_shards(ASSETS / "tiny") if path == ASSETS / "tiny-256" else []
+    return find_shards(ASSETS / "tiny") if path.resolve() == (ASSETS / "tiny-256").resolve() else []
 
 
 def inner_tensors(path: Path) -> dict[str, Stored]:

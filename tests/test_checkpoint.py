@@ -87,6 +87,13 @@ def test_a_loaded_model_saved_again_is_the_same_file(small_folder, tmp_path):
         assert (tmp_path / name).read_bytes() == (small_folder / name).read_bytes()
 
 
+def test_a_model_that_cannot_be_saved_leaves_the_one_that_is_there(small_folder, tmp_path, sd):
+    shutil.copytree(small_folder, tmp_path / "model")
+    with pytest.raises(KeyError, match="nothing"):
+        save_model(sd.model, tmp_path / "model", ["nothing"])
+    assert_same_weights(load_model(tmp_path / "model"), load_model(small_folder))
+
+
 def test_saving_leaves_the_model_as_it_was(tmp_path, sd):
     before = {name: tensor.clone() for name, tensor in sd.model.state_dict().items()}
     save_model(sd.model, tmp_path)
@@ -444,6 +451,11 @@ def test_tiny_256_is_tiny_with_what_is_its_own():
     for name, weight in inner.items():
         first = re.sub(r"input_blocks\.(\d+)", lambda number: f"input_blocks.{int(number[1]) - 2}", name)
         assert torch.equal(weight, small[first])
+
+
+def test_tiny_256_is_found_by_whichever_path(monkeypatch):
+    monkeypatch.chdir(ASSETS)
+    assert_same_weights(load_model("tiny-256"), load_model("./tiny/../tiny-256"))
 
 
 def test_the_digest_of_tiny_256_covers_the_files_of_tiny():

@@ -381,6 +381,31 @@ def test_bad_pictures_give_one_line_that_names_them_and_leave_nothing(cli, photo
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["--init-image", "--mask"])
+def test_a_picture_that_a_run_begins_with_is_not_overwritten(cli, photo, option):
+    own = photo["photo" if option == "--init-image" else "mask"]
+    before = Path(own).read_bytes()
+    for out in (own, str(Path(own).parent / ".." / Path(own).parent.name / Path(own).name)):
+        answer = cli("a cat", "--init-image", photo["photo"], "--mask", photo["mask"], "--out", out)
+        assert_one_line(answer, f"{option} and would be overwritten: give another --out")
+    assert Path(own).read_bytes() == before
+
+
+def test_an_error_on_the_way_has_a_line_of_its_own(cli, monkeypatch):
+    draw = StableDiffusion.text_to_image
+
+    def stopping(self, *arguments, callback, **settings):
+        def once(state):
+            callback(state)
+            raise ValueError("the latents grew")
+
+        return draw(self, *arguments, callback=once, **settings)
+
+    monkeypatch.setattr(StableDiffusion, "text_to_image", stopping)
+    code, _, stderr = cli("a cat")
+    assert code == 2 and "1/" in stderr and stderr.endswith("\nsd-teach: the latents grew (--help lists the options)\n")
+
+
 def test_a_missing_prompt_is_asked_for(cli):
     code, _, error = cli()
     assert code == 2 and error == "sd-teach: a prompt is needed: what should be drawn? (--help lists the options)\n"
