@@ -207,15 +207,15 @@ def _check_schedule(stored: dict[str, Stored], model: LatentDiffusion, path: Pat
 
 def _read_config(path: Path) -> ModelConfig:
     try:
-        return _build(ModelConfig, json.loads(path.read_text()))
+        return build_config(ModelConfig, json.loads(path.read_text()))
     except FileNotFoundError:
         raise ValueError(f"{path.parent} is no model folder: it has no config.json") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a model's config: {one_line(error)}") from None
 
 
-def _build(kind: type, values: object):
-    """A config dataclass from JSON, which has lists for tuples and objects for nested configs."""
+def build_config(kind: type, values: object):
+    """A config dataclass from JSON: lists for tuples, objects for nested ones. Raises ValueError or TypeError."""
     if not isinstance(values, dict):
         raise TypeError(f"{kind.__name__} must be an object, not {values!r}")
     types = {field.name: field.type for field in fields(kind)}
@@ -225,7 +225,7 @@ def _build(kind: type, values: object):
     for name, value in values.items():
         wanted = types[name]
         if is_dataclass(wanted):
-            made[name] = _build(wanted, value)
+            made[name] = build_config(wanted, value)
             continue
         value = tuple(value) if isinstance(value, list) else value
         if not _fits(value, wanted):

@@ -4,9 +4,9 @@ A diffusers folder holds the three networks apart (unet/, vae/, text_encoder/), 
 files of settings. Nothing is computed on the way: tensors keep their bytes and dtypes, only names change, and 1 x 1
 convolutions may become linear layers of the same numbers.
 
-Not in the folder: the default number of steps, guidance scale and eta, which are arguments there, and the time step at
-which guidance ends, which the other library's pipeline does not know. Not in the model: a safety checker, and the
-choice of a sampler (SD v1.5's own folder asks for PNDM; here the same model runs by DDIM).
+The default number of steps, guidance scale and eta are arguments there, and the time step at which guidance ends is not
+known: they stand in model_index.json under a name that the other library passes over. Not in the model: a safety
+checker, and the choice of a sampler (SD v1.5's own folder asks for PNDM; here the same model runs by DDIM).
 """
 
 import json
@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from transformers import CLIPTokenizer
 from transformers.activations import ACT2FN
 
 from sd_teach.attention import SpatialTransformer
-from sd_teach.checkpoint import check_names, empty_model
+from sd_teach.checkpoint import build_config, check_names, empty_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
 from sd_teach.noise import ScheduleConfig
 from sd_teach.stored import check_dtypes, check_finite, find_shards, find_tensors, one_line, read_tensors
@@ -36,6 +36,7 @@ from sd_teach.unet import Downsample, ResBlock, UNetConfig, UNetModel, Upsample
 from sd_teach.vae import AutoencoderKL, VAEConfig
 
 VERSION = "0.42.1"  # of diffusers, which the tests hold this module to
+OUR_DEFAULTS = "_sd_teach_defaults"  # in model_index.json diffusers passes over names that begin with an underscore
 
 # part of the folder -> (name of the network in LatentDiffusion, its file of weights)
 PARTS = {
@@ -172,7 +173,9 @@ DEFAULTS = {
 # May have any value: nothing that is computed here depends on it. Dropout and initial values are for training, token
 # ids choose a pooled state that is not used, tiling is off unless asked for, the VAE never runs in half precision.
 IGNORED = {
-    "model_index": {"_diffusers_version", "feature_extractor", "requires_safety_checker", "safety_checker"},
+    "model_index": {
+        OUR_DEFAULTS, "_diffusers_version", "feature_extractor", "requires_safety_checker", "safety_checker",
+    },
     "text_encoder": {
         "attention_dropout", "bos_token_id", "dropout", "dtype", "eos_token_id", "initializer_factor",
         "initializer_range", "pad_token_id", "projection_dim", "torch_dtype", "transformers_version",
@@ -196,6 +199,7 @@ def diffusers_settings(config: ModelConfig) -> dict[str, dict]:
         "model_index": {
             "_class_name": "StableDiffusionPipeline",
             "_diffusers_version": VERSION,
+            OUR_DEFAULTS: asdict(config.defaults),
             "unet": ["diffusers", "UNet2DConditionModel"],
             "vae": ["diffusers", "AutoencoderKL"],
             "text_encoder": ["transformers", "CLIPTextModel"],
@@ -243,6 +247,7 @@ def model_config(settings: dict[str, dict]) -> ModelConfig:
     unet, vae = settings["unet"], settings["vae"]
     widths, vae_widths = unet["block_out_channels"], vae["block_out_channels"]
     attends = [2**level for level, kind in enumerate(unet["down_block_types"]) if kind.startswith("CrossAttn")]
+    defaults = build_config(Defaults, settings["model_index"].get(OUR_DEFAULTS, {}))
     return ModelConfig(
         TextConfig(**plain["text_encoder"]),
         UNetConfig(
@@ -254,7 +259,7 @@ def model_config(settings: dict[str, dict]) -> ModelConfig:
         VAEConfig(ch=vae_widths[0], ch_mult=tuple(width // vae_widths[0] for width in vae_widths), **plain["vae"]),
         ScheduleConfig(**plain["scheduler"]),
         vae["scaling_factor"],
-        Defaults(image_size=unet["sample_size"] * 2 ** (len(vae_widths) - 1)),
+        replace(defaults, image_size=unet["sample_size"] * 2 ** (len(vae_widths) - 1)),
     )
 
 
@@ -295,7 +300,7 @@ def _check_described(model: LatentDiffusion, settings: dict[str, dict]) -> None:
     if model.cond_stage_model.layer != "last":
         raise ValueError(f"diffusers cannot be told to use the text encoder's layer {model.cond_stage_model.layer!r}")
     back = model_config(settings)
-    for part in ("text", "unet", "vae", "schedule"):
+    for part in ("text", "unet", "vae", "schedule", "defaults"):
         kept = asdict(getattr(back, part))
         for name, value in asdict(getattr(model.config, part)).items():
             # which levels attend is kept, their order in the config means nothing
@@ -397,6 +402,10 @@ def _read_settings(folder: Path) -> dict[str, dict]:
                 raise _refusal(path, name, value, "unknown here")
             if name in example and not _same_kind(value, example[name]):
                 raise _refusal(path, name, value, f"something like {example[name]!r} was expected")
+    try:
+        build_config(Defaults, settings["model_index"].get(OUR_DEFAULTS, {}))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / FILES['model_index']}: {OUR_DEFAULTS}: {one_line(error)}") from None
     return settings
 
 

@@ -172,21 +172,45 @@ def test_there_and_back_keeps_every_byte_and_the_config(config, tmp_path):
     assert same_tensors(back, model)
     assert set(back.config.unet.attention_resolutions) == set(config.unet.attention_resolutions)
     unet = replace(back.config.unet, attention_resolutions=config.unet.attention_resolutions)
-    assert replace(back.config, unet=unet, defaults=config.defaults) == config
-    assert back.config.defaults == Defaults(image_size=config.defaults.image_size)
+    assert replace(back.config, unet=unet) == config
     export_diffusers(back, tmp_path / "again")
     for file in (UNET, VAE, TEXT):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "model" / file).read_bytes()
+
+
+def change_index(folder, change):
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text())
+    change(index)
+    path.write_text(json.dumps(index))
+
+
+def test_what_a_run_does_unless_told_otherwise_travels(tmp_path):
+    own = Defaults(image_size=SMALL.defaults.image_size, steps=7, guidance_scale=2.5, guidance_until=300, eta=0.5)
+    export_diffusers(random_model(replace(SMALL, defaults=own)), tmp_path / "model")
+    assert import_diffusers(tmp_path / "model").config.defaults == own
+    change_index(tmp_path / "model", lambda index: index["_sd_teach_defaults"].update(image_size=8))  # the UNet knows
+    assert import_diffusers(tmp_path / "model").config.defaults == own
+    change_index(tmp_path / "model", lambda index: index.pop("_sd_teach_defaults"))  # as diffusers writes it
+    assert import_diffusers(tmp_path / "model").config.defaults == Defaults(image_size=own.image_size)
+
+
+@pytest.mark.parametrize(
+    ("told", "complaint"), [({"steps": "many"}, "Defaults.steps"), ({"speed": 1}, "no field speed"), (7, "an object")]
+)
+def test_damaged_defaults_are_refused_in_one_line(tmp_path, told, complaint):
+    export_diffusers(random_model(SMALL), tmp_path / "model")
+    change_index(tmp_path / "model", lambda index: index.update(_sd_teach_defaults=told))
+    with pytest.raises(ValueError, match=complaint) as error:
+        import_diffusers(tmp_path / "model")
+    assert "model_index.json: _sd_teach_defaults" in str(error.value) and "\n" not in str(error.value)
 
 
 def test_an_imported_model_is_frozen_and_ready_to_run(small, folder):
     back = import_diffusers(folder)
     assert not back.training and not any(module.training for module in back.modules())
     assert not any(parameter.requires_grad for parameter in back.parameters())
-    pictures = [
-        StableDiffusion(m).text_to_image("a cat", steps=2, guidance_scale=7.5).images[0].tobytes()
-        for m in (small, back)
-    ]
+    pictures = [StableDiffusion(m).text_to_image("a cat", steps=2).images[0].tobytes() for m in (small, back)]
     assert pictures[0] == pictures[1]
 
 

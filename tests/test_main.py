@@ -568,7 +568,7 @@ def test_an_exported_model_draws_the_same_picture(capsys, small_folder, tmp_path
     monkeypatch.chdir(tmp_path)
     exported = answer(capsys, "export", "--to", "diffusers", "twin", "--model", str(small_folder))
     assert exported == (0, "twin\n", "")
-    options = ["--device", "cpu", "--steps", "4", "--scale", "3"]
+    options = ["--device", "cpu", "--steps", "4"]
     for model, out in ((str(small_folder), "ours.png"), ("twin", "theirs.png")):
         assert answer(capsys, "a cat", "--model", model, "--out", out, *options)[0] == 0
     assert (pixels("ours.png") == pixels("theirs.png")).all()
