@@ -168,12 +168,15 @@ two.
   pairs, in the ninth round, did not help. The text encoder mixes the first thing into what it says of the second: in
   1,000 captions of two things the state of the second noun's last token is nearest to the mean of its own subject's in
   75 %, that of the first noun in 99 %. Two trials since then, not in these weights, went on from the tenth's UNet with
-  half of the pictures pairs, or more (`scenes.KINDS`, by hand), and a text encoder that keeps the two apart. In the
-  first one it said of each thing what it says of it alone, moved alike for all; of 48 to 128 pairs the left thing, the
-  right one and both were right in 40, 19 and 15 % after 1,000 steps, in 55, 20 and 12 % after 1,900; then, with the
-  slots after the end taking turns, in 64, 53 and 36 % after 2,900, in 80, 80 and 63 % after 4,230. In the second one,
-  whose code is here, it says what it says of the one on the left and of the other on the right (`words.alone`), and
-  attention is told where to go (`unet.strayed`). Of the attention that the last six layers give to the two, PLACEHOLDER
+  half of the pictures pairs, later two thirds (`scenes.KINDS`, by hand), and a text encoder that keeps the two apart.
+  In the first one it said of each thing what it says of it alone, moved alike for all: of 48 to 128 pairs the left
+  thing, the right one and both were right in 40, 19 and 15 % after 1,000 steps, in 55, 20 and 12 % after 1,900; then,
+  with the slots after the end taking turns, in 64, 53 and 36 % after 2,900, in 80, 80 and 63 % after 4,230. In the
+  second one, whose code is here, it says of each what it says of it alone on its side (`words.alone`), and attention is
+  told where to go (`unet.strayed`, 0.6 to 1.7 in the layers after the middle block at first, 0.01 to 0.07 after 380
+  steps): 44, 16 and 3 % of 32 pairs after 650 steps, 56, 19 and 10 % of 48 after 1,000, 56, 25 and 17 % after 1,350,
+  72, 32 and 22 % of 96 after 1,731, at constant learning rates. Which thing goes where is soon learned; shapes at half
+  the size take the time.
 
 ### The language
 - New text states cost the UNet what it knew: left as it was, it recognised 1 of 48 things by them; with its keys and
