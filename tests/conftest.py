@@ -14,7 +14,7 @@ import torch
 
 from sd_teach.checkpoint import save_model
 from sd_teach.diffusion import Defaults, LatentDiffusion, ModelConfig
-from sd_teach.pipeline import StableDiffusion
+from sd_teach.pipeline import StableDiffusion, cpu_has_bf16
 from sd_teach.text_encoder import TextConfig
 from sd_teach.unet import UNetConfig
 from sd_teach.vae import VAEConfig
@@ -30,6 +30,10 @@ SMALL = ModelConfig(
     scale_factor=0.5,
     defaults=Defaults(image_size=64, steps=5, guidance_scale=3.0),
 )  # fmt: skip
+
+
+# the library refuses bfloat16 there, too; PyTorch has no kernels for some of it, and rounds more often in the rest
+needs_bf16 = pytest.mark.skipif(not cpu_has_bf16(), reason="this CPU does not multiply bfloat16")
 
 
 class NetworkBlocked(RuntimeError):

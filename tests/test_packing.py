@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import normal
+from conftest import needs_bf16, normal
 from parity.diffusers_twins import randomise
 from torch import nn
 from torch.testing import assert_close
@@ -63,6 +63,7 @@ def test_a_packed_unet_with_its_switches_on_answers_as_that_unet():
     assert_close(packed(network)(x, t), network(x, t), rtol=0, atol=2e-5)
 
 
+@needs_bf16
 def test_a_packed_unet_in_bfloat16_is_as_exact_as_the_unet_in_bfloat16():
     network = randomise(UNetModel(UNETS["SD's four levels"])).eval()
     given = normal(2, 4, 24, 40), torch.tensor([1, 999]), normal(2, 7, 48, seed=2)
@@ -118,7 +119,7 @@ def test_a_packed_feed_forward_answers_as_before(places):
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 256), (300, 256), (256, 700), (512, 77), (3, 5)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 def test_attention_by_rows_is_attention(queries, keys, dtype):
     # as the layers hand them over: the heads of a place side by side
     q, k, v = (normal(2, n, 3, 20, seed=n).to(dtype).transpose(1, 2) for n in (queries, keys, keys + 1000))

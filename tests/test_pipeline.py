@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from conftest import needs_bf16
 from PIL import Image
 
 from sd_teach import pipeline
@@ -573,7 +574,7 @@ def test_half_precision_is_refused_where_the_cpu_does_not_compute_in_it(
         StableDiffusion.from_pretrained(small_folder, device, dtype)
 
 
-@pytest.mark.parametrize("has_bf16", [True, False])
+@pytest.mark.parametrize("has_bf16", [pytest.param(True, marks=needs_bf16), False])
 def test_a_large_model_on_a_cpu_runs_in_bfloat16_where_it_can_and_a_small_one_does_not(
     small_folder, monkeypatch, has_bf16
 ):
@@ -590,7 +591,7 @@ def test_a_large_model_on_a_cpu_runs_in_bfloat16_where_it_can_and_a_small_one_do
 
 
 @pytest.mark.skipif(not can_pack(), reason="this machine has no packed layers")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 def test_a_large_model_is_packed_and_draws_the_same_picture(small_folder, sd, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: True)
     export_diffusers(sd.model, tmp_path / "diffusers")
@@ -608,6 +609,7 @@ def test_a_large_model_is_packed_and_draws_the_same_picture(small_folder, sd, tm
         assert apart < (1e-5 if dtype == torch.float32 else 0.05)
 
 
+@needs_bf16
 def test_a_run_in_bfloat16_keeps_its_latents_in_float32(small_folder, sd, monkeypatch):
     monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: True)
     half = StableDiffusion.from_pretrained(small_folder, "cpu", torch.bfloat16)

@@ -220,9 +220,8 @@ def strayed(q: Tensor, k: Tensor, slots: Tensor) -> Tensor:
     attend to the first thing's slots, the right half's to the second's; how much the others get is left open.
     """
     weights = (q @ k.mT / q.shape[-1] ** 0.5).float().softmax(-1).mean(1)  # of all heads: one may look elsewhere
-    each = (weights[:, None] * slots[:, :, None]).sum(
-        -1
-    )  # [b, 2, l]; no product of matrices, whose type may be bfloat16
+    # a product of matrices might be of bfloat16 again
+    each = (weights[:, None] * slots[:, :, None]).sum(-1)  # [b, 2, l]
     shares = each.clamp(min=1e-9).log().log_softmax(1)
     side = int(shares.shape[-1] ** 0.5)
     left, right = shares.unflatten(-1, (side, side)).chunk(2, dim=-1)
