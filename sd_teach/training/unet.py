@@ -304,12 +304,12 @@ def train_on(folder: Path, options: argparse.Namespace) -> Path:
     Raises ValueError for a folder that data.read_folder refuses, and for a run begun with another one.
     """
     run = Run(options.run)
-    torch.manual_seed(0)
-    model = load_model("tiny").to(options.device)
-    pictures = Pictures(folder, model)
     note = run.folder / "pictures_from.txt"
     if note.exists() and note.read_text() != str(folder.resolve()):
         raise ValueError(f"run {options.run!r} was begun with {note.read_text()}: begin another with --run NAME")
+    torch.manual_seed(0)
+    model = load_model("tiny").to(options.device)
+    pictures = Pictures(folder, model)
     note.write_text(str(folder.resolve()))
     unet = model.model.diffusion_model.requires_grad_(True).to(memory_format=torch.channels_last)
 
