@@ -911,6 +911,16 @@ def test_the_loss_weighs_each_time_step_by_the_smaller_of_its_snr_and_a_bound(mo
     assert got == pytest.approx(wanted, rel=1e-5)
 
 
+def test_every_other_picture_of_two_things_has_a_larger_time_step(monkeypatch):
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([0, 100, 500, 900, 999]))
+    seen, told = [], Told()
+    monkeypatch.setattr(told, "apply_model", lambda x, t, context: seen.append(t.tolist()) or x * told.weight)
+    slots = torch.zeros(5, 2, 77, dtype=torch.bool)
+    slots[0, 0] = slots[1:] = True  # the first speaks of one thing only
+    unet.loss(told, torch.zeros(5, 1, 2, 2), ["a"] * 5, torch.Generator(), slots)
+    assert seen == [[0, 250 + 75, 500, 250 + 675, 999]]
+
+
 def test_the_loss_adds_what_attention_to_the_wrong_one_of_two_things_costs(monkeypatch):
     model = randomise(LatentDiffusion(SMALL))
     captions = ["a cat and an owl", "a cat"]
@@ -918,6 +928,7 @@ def test_the_loss_adds_what_attention_to_the_wrong_one_of_two_things_costs(monke
     slots = unet.whose_slots(model.cond_stage_model.tokenizer, captions, drawn)
     costs = iter(range(100))  # a layer more, one more
     monkeypatch.setattr(unet, "strayed", lambda q, k, slots: torch.tensor(float(next(costs))))
+    monkeypatch.setattr(unet, "EARLY", 0)  # the same time steps for both
     alone, told = (
         unet.loss(model, normal(2, 4, 8, 8), captions, torch.Generator().manual_seed(0), its) for its in (None, slots)
     )

@@ -50,6 +50,7 @@ LATE = 400  # below this time step an outer level has most to say
 CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
 SIDES = 0.1  # weight of what attention to the wrong one of two things costs
+EARLY = 250  # pictures of two things are trained most above this time step, where shapes are decided
 
 
 def with_outer_level(config: UNetConfig) -> UNetConfig:
@@ -263,19 +264,21 @@ def loss(
     """The weighted squared error of the predicted noise; x0: [b, 4, h, w], unit variance.
 
     slots: which slots of the captions speak of the first and which of the second of two things (`whose_slots`); then
-    attention to the wrong one costs, too. late: every other time step is drawn from those below LATE, and small ones
-    weigh more.
+    attention to the wrong one costs, too, and of two pictures of two things one has a time step of EARLY or more.
+    late: every other time step is drawn from those below LATE, and small ones weigh more.
     """
     device = next(model.parameters()).device
     alphas = model.schedule.alphas_cumprod
     t = torch.randint(len(alphas), (len(x0),), generator=generator)
+    slots = torch.zeros(len(x0), 2, 77, dtype=torch.bool) if slots is None else slots
+    two = slots.any(-1).all(-1).nonzero().flatten()[::2]
+    t[two] = EARLY + t[two] * (len(alphas) - EARLY) // len(alphas)
     if late:
         t[::2] = t[::2] * LATE // len(alphas)
     noise = torch.randn(x0.shape, generator=generator)
     noise = noise + OFFSET * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
     x_t = q_sample(x0, t, noise, model.schedule).contiguous(memory_format=torch.channels_last)
     context = model.get_learned_conditioning(captions)
-    slots = torch.zeros(len(x0), 2, 77, dtype=torch.bool) if slots is None else slots
     with watched(model.model.diffusion_model, slots.to(device)) as costs:
         eps = model.apply_model(x_t.to(device), t.to(device), context).float()
     error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
