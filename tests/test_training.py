@@ -1139,7 +1139,7 @@ def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monk
     monkeypatch.setattr(scenes, "Painter", lambda size: painter)
     monkeypatch.setattr(unet, "CHUNK", 64)
     drawn = scenes.draw(128, torch.Generator().manual_seed(0), {"plain": 0.5, "pair": 0.5}).split(64)
-    monkeypatch.setattr(scenes, "draw", lambda count, generator: drawn[generator.initial_seed()])
+    monkeypatch.setattr(scenes, "draw", lambda _, g, kinds: drawn[g.initial_seed()] if kinds == unet.KINDS else None)
     pool = unet.Pool(loop.Run("r"), 100)
     assert pool.latents.shape == (100, 4, 16, 16)
     assert pool.latents[:64].float().std() == pytest.approx(1.0, abs=0.01)

@@ -35,7 +35,7 @@ LAYOUTS = ("whole", "small", "left", "right", "two", "pair")
 WHOLE, SMALL, LEFT, RIGHT, TWO, PAIR = range(len(LAYOUTS))
 SIZE = 128  # pixels of the pictures, unless other ones are asked for
 
-# how much of the training each part of the language gets
+# how much of the scenes each part of the language gets, unless other shares are asked for
 KINDS = {"plain": 0.34, "style": 0.42, "tint": 0.10, "layout": 0.06, "pair": 0.02, "mixed": 0.06}
 STYLE_SHARES = {"flat": 0.5, "pixel": 0.3, "line": 0.2}  # the first are the hardest to tell from 3D pictures
 BAD_SHARE = 0.04
