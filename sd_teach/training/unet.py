@@ -50,7 +50,7 @@ LATE = 400  # below this time step an outer level has most to say
 CHUNK = 2048
 EMPTY = 0.1  # fraction of captions left empty
 # how much of its pictures each part of the language gets: shapes at half the size take it most time
-KINDS = {"plain": 0.12, "style": 0.16, "tint": 0.03, "layout": 0.03, "pair": 0.64, "mixed": 0.02}
+KINDS = {"plain": 0.22, "style": 0.28, "tint": 0.05, "layout": 0.03, "pair": 0.40, "mixed": 0.02}
 SIDES = 0.1  # weight of what attention to the wrong one of two things costs
 EARLY = 250  # pictures of two things are trained most above this time step, where shapes are decided
 
