@@ -1135,12 +1135,13 @@ def test_captions_and_pictures_of_a_contrastive_batch_belong_together(painter, m
     assert fits.float().mean() < 0.3
 
 
-def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monkeypatch):
+@pytest.mark.parametrize(("size", "shares"), [(128, unet.KINDS), (256, scenes.KINDS)])
+def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monkeypatch, size, shares):
     monkeypatch.setattr(scenes, "Painter", lambda size: painter)
     monkeypatch.setattr(unet, "CHUNK", 64)
     drawn = scenes.draw(128, torch.Generator().manual_seed(0), {"plain": 0.5, "pair": 0.5}).split(64)
-    monkeypatch.setattr(scenes, "draw", lambda _, g, kinds: drawn[g.initial_seed()] if kinds == unet.KINDS else None)
-    pool = unet.Pool(loop.Run("r"), 100)
+    monkeypatch.setattr(scenes, "draw", lambda _, g, kinds: drawn[g.initial_seed()] if kinds == shares else None)
+    pool = unet.Pool(loop.Run("r"), 100, size)
     assert pool.latents.shape == (100, 4, 16, 16)
     assert pool.latents[:64].float().std() == pytest.approx(1.0, abs=0.01)
     x0, captions, rows = pool.draw(500, torch.Generator().manual_seed(0))
@@ -1149,7 +1150,7 @@ def test_a_pool_gives_latents_of_unit_variance_with_their_captions(painter, monk
     two = [layout for caption, layout in zip(captions, layouts, strict=True) if " and a" in caption]
     assert set(two) == {scenes.PAIR} and set(layouts) == {scenes.PAIR, scenes.WHOLE}
     assert captions.count("") / 500 == pytest.approx(unet.EMPTY, abs=0.04)
-    again = unet.Pool(loop.Run("r"), 100)  # kept with the run
+    again = unet.Pool(loop.Run("r"), 100, size)  # kept with the run
     assert torch.equal(again.latents, pool.latents) and torch.equal(again.scenes, pool.scenes)
 
 
