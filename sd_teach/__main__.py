@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         "--from-png", type=Path, metavar="FILE", help="repeat the run that made a picture; other options change it"
     )
     parser.add_argument("--out", type=Path, default=Path("out.png"), help="PNG file to write (default: out.png)")
+    parser.set_defaults(model_sha256=None)  # a picture tells it
     return parser
 
 
@@ -104,6 +105,8 @@ def main(argv: list[str] | None = None) -> int:
             given = options
             parser.set_defaults(**_settings(options.from_png))
             options = parser.parse_args(arguments)
+            if options.model != parser.get_default("model"):
+                options.model_sha256 = None  # other weights are what was asked for
             if options.sampler != parser.get_default("sampler"):
                 options.eta = given.eta  # a picture's eta is that of its sampler
         if options.prompt is None:
@@ -186,7 +189,10 @@ def run(options: argparse.Namespace, outputs: list[Path]) -> None:
         if bar:  # or an error would stand in its line
             bar.close()
     told |= {"prompt": options.prompt, "negative_prompt": options.negative, **settings}
-    told |= {"dtype": dtype, "model": options.model, "model_sha256": model_digest(options.model)}
+    digest = model_digest(options.model)
+    if options.model_sha256 not in (None, digest):
+        warnings.warn(f"{options.from_png} was made with other weights than {options.model} has now", stacklevel=2)
+    told |= {"dtype": dtype, "model": options.model, "model_sha256": digest}
     for path, image, image_seed in zip(outputs, result.images, result.seeds, strict=True):
         info = PngInfo()
         for key, value in {**told, "seed": image_seed}.items():
@@ -210,7 +216,7 @@ def _peak_memory() -> float | None:
 _TOLD = {"negative": "negative_prompt", "scale": "guidance_scale"} | {
     key: key for key in ("prompt", "steps", "width", "height", "eta", "seed", "model")
 }
-_TOLD_WHERE_USED = ("sampler", "dtype", "strength", "init_image", "mask", "paste_back")
+_TOLD_WHERE_USED = ("sampler", "dtype", "strength", "init_image", "mask", "paste_back", "model_sha256")
 
 
 def _settings(path: Path) -> dict[str, str]:

@@ -339,6 +339,18 @@ def test_from_png_repeats_a_run_that_began_with_a_picture(cli, photo, options):
     assert Path("one.png").read_bytes() == Path("two.png").read_bytes()
 
 
+def test_from_png_tells_when_the_model_has_other_weights_than_it_had(cli):
+    cli("a cat", "--steps", "2", "--out", "cat.png")
+    picture, info = Image.open("cat.png"), PngInfo()
+    for name, value in {**picture.text, "model_sha256": "of an older tiny"}.items():
+        info.add_itxt(name, value)
+    picture.save("old.png", pnginfo=info)
+    told = "warning: old.png was made with other weights than "
+    assert told in cli("--from-png", "old.png", "--out", "again.png")[2]
+    assert "warning" not in cli("--from-png", "old.png", "--model", "tiny", "--out", "other.png")[2]
+    assert "warning" not in cli("--from-png", "cat.png", "--out", "again.png")[2]
+
+
 @pytest.mark.parametrize("key", ["sampler", "guidance_until"])
 def test_from_png_still_reads_pictures_made_before_these_were_told(cli, saying, key):
     ending = saying(guidance_until=500)
