@@ -598,7 +598,17 @@ def test_the_command_refuses_a_bad_folder_with_exit_code_2(monkeypatch, small_fo
     with pytest.raises(SystemExit) as stopped:
         unet.main()
     assert stopped.value.code == 2
-    assert "metadata.jsonl: not there" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert told.startswith("unet: error: ") and "metadata.jsonl: not there" in told and told.count("\n") == 1
+
+
+def test_a_command_tells_a_wrong_model_in_one_line_with_exit_code_2(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sys.argv", ["metrics.py", "--model", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as stopped:
+        metrics.main()
+    assert stopped.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("metrics.py: error: ") and "nowhere" in told and told.count("\n") == 1
 
 
 # --- a dictionary's words ---

@@ -18,7 +18,7 @@ from sd_teach.pipeline import StableDiffusion
 from sd_teach.stored import find_shards, find_tensors
 from sd_teach.tiny_256 import name_around
 from sd_teach.training import data, dictionary, drawings, metrics, scenes, text, unet
-from sd_teach.training.loop import Run
+from sd_teach.training.loop import Run, command
 
 LARGE = ASSETS / "tiny-256"
 VOCABULARY = "clip_anytorch==2.6.0"
@@ -339,6 +339,7 @@ def bundle_large(run: str) -> None:
     save_model(model, LARGE, [f"model.diffusion_model.{name}" for name in own])
 
 
+@command
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--folder", type=Path, default=ASSETS / "tiny", help="where to (default: assets/tiny)")

@@ -23,7 +23,7 @@ from sd_teach.diffusion import LatentDiffusion
 from sd_teach.guidance import GuidedModel
 from sd_teach.noise import q_sample
 from sd_teach.training import metrics, scenes, unet, vae
-from sd_teach.training.loop import Run, parser, save_whole, train
+from sd_teach.training.loop import Run, command, parser, save_whole, train
 from sd_teach.vae import AutoencoderKL
 
 MOST = 6  # of the 20 steps at most so many are taken again: after more the UNet draws other outlines
@@ -110,6 +110,7 @@ def loss(model: Decoding, x: Tensor, z: Tensor) -> Tensor:
     return vae.reconstruction(y, x) + CRITIC * decoder + FEATURES * features + critic
 
 
+@command
 def main() -> None:
     options = parser(__doc__, run="decoder", steps=4000, batch=8, lr=4e-4, fresh=False)
     options.add_argument("--made", type=int, default=4096, help="how many latents the UNet makes in advance")

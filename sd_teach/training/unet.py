@@ -34,7 +34,7 @@ from sd_teach.noise import q_sample
 from sd_teach.pipeline import cpu_has_bf16
 from sd_teach.tiny_256 import name_around
 from sd_teach.training import data, metrics, scenes, text, vae, words
-from sd_teach.training.loop import Run, bundled_model, load_checked, load_trained, parser, save_whole, train
+from sd_teach.training.loop import Run, bundled_model, command, load_checked, load_trained, parser, save_whole, train
 from sd_teach.unet import UNetConfig, UNetModel
 
 TINY = UNetConfig(
@@ -333,6 +333,7 @@ def train_on(folder: Path, options: argparse.Namespace) -> Path:
     return run.folder / "model"
 
 
+@command
 def main() -> None:
     options = parser(__doc__, run="unet", steps=20_000, batch=32, lr=8e-4)
     options.add_argument("--scenes", type=int, default=40_960, help="how many scenes to paint and encode in advance")
@@ -348,10 +349,7 @@ def main() -> None:
     if options.parse_known_args()[0].data:
         options.set_defaults(run="own", steps=600, batch=16, lr=2e-4, every=200)
         chosen = options.parse_args()
-        try:
-            folder = train_on(chosen.data, chosen)
-        except ValueError as error:
-            options.error(str(error))
+        folder = train_on(chosen.data, chosen)
         print(f'draw with it: python -m sd_teach "{data.read_folder(chosen.data)[0][1]}" --model {folder}')
         return
     options = options.parse_args()

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from sd_teach.training import data, drawings, metrics
-from sd_teach.training.loop import Run, load_trained, parser, start_from_bundled, train
+from sd_teach.training.loop import Run, command, load_trained, parser, start_from_bundled, train
 from sd_teach.vae import AutoencoderKL, VAEConfig
 
 TINY = VAEConfig(ch=16, ch_mult=(1, 2, 4, 8), num_res_blocks=1, norm_groups=8)
@@ -87,6 +87,7 @@ def loss(vae: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
     return reconstruction(y, x) + 1e-4 * mean.square().mean() + variance
 
 
+@command
 def main() -> None:
     options = parser(__doc__, run="vae", steps=40_000, batch=8, lr=1e-3)
     options.add_argument("--crop", type=int, default=64, help="pixels on a side of what is trained on, 128 at most")

@@ -21,7 +21,7 @@ from transformers import CLIPTokenizer
 
 from sd_teach.text_encoder import FrozenCLIPEmbedder
 from sd_teach.training import data, dictionary, scenes, text
-from sd_teach.training.loop import Run, load_trained, parser, runs_folder, train
+from sd_teach.training.loop import Run, command, load_trained, parser, runs_folder, train
 
 NEAR = 0.45  # how near to a subject a noun must be for the lesson; 1 would be the same meaning
 SURE = 0.75  # the same for words that name no thing in the dictionary: "foxes", but not "thick"
@@ -222,6 +222,7 @@ class Checks:
         }
 
 
+@command
 def main() -> None:
     options = parser(__doc__, run="words", steps=4000, batch=128, lr=1e-3, fresh=False)
     options = options.parse_args()
