@@ -198,8 +198,6 @@ class _Run:
             raise ValueError(f"the guidance scale must be a number of 0 or more, got {scale}")
         if not 0 <= until <= 1000:
             raise ValueError(f"guidance_until must lie between 0 and 1000, got {until}")
-        if scale == 1 and negative_prompt:  # past the frames of __init__, the method that called, and inference_mode
-            warnings.warn("at scale 1 the negative prompt has no effect", stacklevel=4)
         self.model, self.prompts, self.guidance = model, [prompt, negative_prompt], (scale, until)
         self.width, self.height, self.eta, self.sampler, self.callback = width, height, eta, sampler, callback
         self.timesteps = sampler_timesteps(sampler, steps, model.schedule)
@@ -218,7 +216,10 @@ class _Run:
 
     def denoise(self, x: Tensor, timesteps: Tensor, blend: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
         """Take the noise out of x [b, 4, h/8, w/8], which has as much of it as the last time step says."""
-        model, shape = self.model, (len(x), -1, -1)
+        model, shape, (scale, until) = self.model, (len(x), -1, -1), self.guidance
+        where = "at scale 1" if scale == 1 else f"below guidance_until, {until},"
+        if self.prompts[1] and (scale == 1 or (scale > 1 and timesteps.max() < until)):
+            warnings.warn(f"{where} the negative prompt has no effect", stacklevel=4)  # past inference_mode, too
         cond, uncond = model.get_learned_conditioning(self.prompts).chunk(2)
 
         def apply_model(x: Tensor, t: Tensor, context: Tensor) -> Tensor:

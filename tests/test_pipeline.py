@@ -265,11 +265,26 @@ def test_a_negative_prompt_at_scale_1_is_warned_of_where_it_was_written(sd):
     assert same(warned.images[0], sd.text_to_image("a cat", guidance_scale=1, steps=2).images[0])
 
 
-@pytest.mark.parametrize("options", [{"guidance_scale": 1}, {"negative_prompt": "a dog", "guidance_scale": 1.5}, {}])
+def test_a_negative_prompt_is_warned_of_where_no_step_is_guided(sd):
+    with pytest.warns(UserWarning, match="below guidance_until, 502, the negative prompt has no effect"):
+        warned = sd.text_to_image("a cat", "a dog", guidance_scale=3, guidance_until=502, steps=2)  # at 501 and 1
+    assert same(warned.images[0], sd.text_to_image("a cat", guidance_scale=3, guidance_until=502, steps=2).images[0])
+
+
+ORDINARY = [
+    {"guidance_scale": 1},
+    {"negative_prompt": "a dog", "guidance_scale": 1.5},
+    {"negative_prompt": "a dog", "guidance_scale": 1.5, "guidance_until": 501, "steps": 2},
+    {"negative_prompt": "a dog", "guidance_scale": 0.5, "guidance_until": 1000},
+    {},
+]
+
+
+@pytest.mark.parametrize("options", ORDINARY)
 def test_ordinary_runs_do_not_warn(sd, options):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert sd.text_to_image("a cat", steps=1, **options).images
+        assert sd.text_to_image("a cat", **{"steps": 1, **options}).images
 
 
 def test_the_words_an_over_long_prompt_loses_are_named(sd):
