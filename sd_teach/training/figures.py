@@ -34,12 +34,22 @@ HERO = (
 )
 SIZED = (
     "a cat on a blue background",
-    "a purple owl on a yellow background",
+    "an owl on a yellow background",
     "a taco on a red background",
     "a flat icon of a castle on a green background",
 )
 STYLED = ("a cat", "a castle", "a sunflower", "a car", "an octopus", "a burger", "a mushroom", "a house")
 COLOURED = ("owl", "car", "dragon", "teapot", "rabbit", "balloon")
+PAIRED = (
+    "a cat and a pizza",
+    "a panda and a cactus on a pink background",
+    "a car and a house",
+    "a duck and an umbrella",
+    "a red apple and a green pear on a white background",
+    "a frog and a cupcake on a purple background",
+    "a robot and a teapot on an orange background",
+    "a ghost and a pumpkin at night",
+)
 SCALES = (0, 1, 1.5, 2, 3, 5, 7.5, 12)
 SEEDED = ("a purple cat", "a house at night", "a line drawing of a rocket")
 SEED = 12345
@@ -96,6 +106,11 @@ def colours(sd: StableDiffusion) -> Figure:
     return sheet(
         sd, [[f"{data.caption(f'{tint} {noun}', 'a')} on a white background" for tint in tints] for noun in COLOURED]
     )
+
+
+def pairs(sd: StableDiffusion) -> Figure:
+    """Two things at a time."""
+    return sheet(sd, [list(PAIRED)])
 
 
 def scales(sd: StableDiffusion) -> Figure:
@@ -174,7 +189,7 @@ def main() -> None:
     else:
         catflower()
         sd = StableDiffusion.from_pretrained("tiny")
-        drawn = (hero, sizes, film_strip, beside, styles, colours, seeds, scales)
+        drawn = (hero, sizes, film_strip, beside, styles, colours, pairs, seeds, scales)
         figures = {draw.__name__: draw(sd) for draw in drawn}
     for name, figure in figures.items():
         drawn = io.BytesIO()
