@@ -1,6 +1,7 @@
 """The code that made assets/tiny: data, the loop that resumes exactly, the yardsticks."""
 
 import argparse
+import copy
 import csv
 import json
 import random
@@ -767,6 +768,12 @@ def test_what_captions_say_is_heard_names_and_plurals_too(encoder):
 
 
 def test_the_lesson_teaches_words_and_leaves_captions_rows_alone(encoder, monkeypatch):
+    encoder, generator = copy.deepcopy(encoder), torch.Generator().manual_seed(0)
+    with torch.no_grad():  # the bundled one has had the lesson: one that mixes two things up has something to learn
+        for name, weight in encoder.named_parameters():
+            if "self_attn" in name and weight.dim() == 2:
+                weight += 0.3 * weight.std() * torch.randn(weight.shape, generator=generator)
+    loop.Run("text").save(average={f"text.{name}": weight for name, weight in encoder.state_dict().items()})
     told = {"mallard": subject("duck").index, "tyrannosaurus": subject("dinosaur").index}
     monkeypatch.setattr(words, "nouns", lambda tokenizer: told | {"automobile": subject("car").index})
     monkeypatch.setattr("sys.argv", "words --steps 20 --batch 8 --lr 0.03 --device cpu --precision fp32".split())
