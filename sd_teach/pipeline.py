@@ -217,8 +217,8 @@ class _Run:
     def denoise(self, x: Tensor, timesteps: Tensor, blend: Callable[[Tensor, Tensor], Tensor] | None = None) -> Tensor:
         """Take the noise out of x [b, 4, h/8, w/8], which has as much of it as the last time step says."""
         model, shape, (scale, until) = self.model, (len(x), -1, -1), self.guidance
-        where = "at scale 1" if scale == 1 else f"below guidance_until, {until},"
         if self.prompts[1] and (scale == 1 or (scale > 1 and timesteps.max() < until)):
+            where = "at scale 1" if scale == 1 else f"below guidance_until, {until},"
             warnings.warn(f"{where} the negative prompt has no effect", stacklevel=4)  # past inference_mode, too
         cond, uncond = model.get_learned_conditioning(self.prompts).chunk(2)
 
