@@ -55,7 +55,7 @@ def ddim_step(
     sigma: Tensor | float = 0.0,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One step from t to the time step before it in the run. DDIM, equation 12.
+    """One step from t to the next lower time step of the run. DDIM, equation 12.
 
         pred_x0 = (x - sqrt(1 - alpha_bar_t) eps) / sqrt(alpha_bar_t)
         x_prev  = sqrt(alpha_bar_prev) pred_x0 + sqrt(1 - alpha_bar_prev - sigma^2) eps + sigma noise
