@@ -421,6 +421,12 @@ def test_a_folder_without_config_is_no_model(folder):
         load_model(folder)
 
 
+def test_a_diffusers_folder_is_told_from_no_model(tmp_path):
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a diffusers folder: only drawing"):
+        load_model(tmp_path)
+
+
 def test_an_empty_folder_is_no_model(tmp_path):
     with pytest.raises(ValueError, match="no model folder"):
         load_model(tmp_path)
