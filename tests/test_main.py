@@ -220,7 +220,7 @@ def test_random_seeds_differ(cli):
 def test_progress_goes_to_stderr_and_counts_the_steps(cli):
     _, stdout, stderr = cli("a cat", "--steps", "4")
     assert stdout == "out.png\n"
-    assert "denoising" in stderr and "4/4" in stderr
+    assert "denoising on cpu in fp32" in stderr and "4/4" in stderr
 
 
 def test_an_older_picture_is_replaced(cli, tmp_path):

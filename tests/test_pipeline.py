@@ -1,5 +1,6 @@
 """Step 7: all of it, on the small model."""
 
+import copy
 import warnings
 from dataclasses import replace
 
@@ -605,6 +606,15 @@ def test_a_large_model_on_a_cpu_runs_in_bfloat16_where_it_can_and_a_small_one_do
     assert exact.model.diffusion_model.out[0].weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_diffusers_folder_in_half_precision_has_a_decoder_in_float32(sd, tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: True)
+    export_diffusers(copy.deepcopy(sd.model).half(), tmp_path / "half")
+    model = StableDiffusion.from_pretrained(tmp_path / "half", "cpu", dtype).model
+    parts = (model.first_stage_model, torch.float32), (model.model, dtype), (model.cond_stage_model, dtype)
+    assert all(parameter.dtype == wanted for part, wanted in parts for parameter in part.parameters())
+
+
 @pytest.mark.skipif(not can_pack(), reason="this machine has no packed layers")
 @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_bf16)])
 def test_a_large_model_is_packed_and_draws_the_same_picture(small_folder, sd, tmp_path, monkeypatch, dtype):
@@ -639,4 +649,10 @@ def test_a_run_in_bfloat16_keeps_its_latents_in_float32(small_folder, sd, monkey
 
 def test_the_device_is_chosen_by_itself():
     assert fastest_device() in ("cuda", "mps", "cpu")
-    assert cpu_has_bf16() in (True, False)
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (False, True), (True, False), (True, True)])
+def test_either_kind_of_bfloat16_in_hardware_counts(monkeypatch, avx512, amx):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert cpu_has_bf16() == (avx512 or amx)

@@ -57,4 +57,5 @@ def test_similarities_are_written_into_their_places():
 
 
 def test_pyplot_keeps_no_figure():
+    plots.similarity_map(torch.ones(1, 1), ["a cat"])
     assert plt.get_fignums() == []

@@ -91,6 +91,14 @@ def test_a_run_over_all_time_steps_ends_at_the_prediction_itself(sample):
 
 
 @EVERY
+def test_the_end_of_such_a_run_ends_there_too(sample):
+    """Image to image with 1000 steps."""
+    *_, state = sample(gaussian_eps, randn(1, 4, 2, 2).double(), SCHEDULE, timesteps=torch.arange(3))
+    assert_close(state.x_prev, state.pred_x0, rtol=0, atol=1e-12)
+    assert not torch.allclose(state.x_prev, state.x)
+
+
+@EVERY
 def test_a_number_of_steps_out_of_range_is_refused_when_called(sample):
     with pytest.raises(ValueError, match="between 1 and 1000, got 0"):
         sample(fake_eps, randn(1, 4, 2, 2), SCHEDULE, 0)

@@ -26,6 +26,14 @@ def other_layer(embedder, layer, layer_idx=None):
     return other
 
 
+def test_the_defaults_are_the_real_encoders():
+    # no tensor of a checkpoint tells the number of heads, nor which gelu
+    assert TextConfig() == TextConfig(49408, 768, 3072, 12, 12, 77, "quick_gelu")
+    with torch.device("meta"):
+        layers = FrozenCLIPEmbedder().transformer["text_model"].encoder.layers
+    assert [layer.self_attn.head_dim for layer in layers] == [64] * 12
+
+
 # --- the tokenizer
 
 

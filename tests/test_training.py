@@ -4,6 +4,7 @@ import argparse
 import copy
 import csv
 import json
+import math
 import random
 import shutil
 from dataclasses import replace
@@ -889,15 +890,28 @@ def test_trained_parts_of_another_shape_are_refused_by_name():
         loop.load_trained(AutoencoderKL(vae.TINY), "vae", "first_stage_model.")
 
 
-def test_the_vae_learns_the_variance_of_the_noise_it_was_trained_with():
+@pytest.mark.parametrize(("logvar", "sign"), [(0.0, 1), (-5.9, 1), (2 * math.log(0.05), 0), (-6.1, -1)])
+def test_the_vae_learns_the_variance_of_the_noise_it_was_trained_with(logvar, sign):
     torch.manual_seed(0)
     network = AutoencoderKL(vae.TINY)
+    nn.init.zeros_(network.quant_conv.weight)
+    nn.init.constant_(network.quant_conv.bias, logvar)
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(2, 3, 64, 64, generator=generator) * 2 - 1
     vae.loss(network, x, generator).backward()
     step = network.quant_conv.bias.grad
-    assert (step[4:] > 0).all()  # untrained log variances, near 0, are pushed down towards -6
+    assert torch.equal(torch.where(step[4:].abs() < 1e-7, 0.0, step[4:].sign()), torch.full((4,), float(sign)))
     assert step[:4].abs().sum() > 0
+
+
+def test_the_vae_decodes_its_means_with_a_little_noise(monkeypatch):
+    torch.manual_seed(0)
+    network, decoded = AutoencoderKL(vae.TINY), []
+    monkeypatch.setattr(network, "decode", lambda z: decoded.append(z) or torch.zeros(2, 3, 64, 64))
+    x = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    vae.loss(network, x, torch.Generator().manual_seed(1))
+    noise = decoded[0] - network.encode(x).mean
+    assert_close(noise, 0.05 * torch.randn(noise.shape, generator=torch.Generator().manual_seed(1)), rtol=0, atol=1e-6)
 
 
 # --- the UNet's loss ---

@@ -228,6 +228,15 @@ def test_the_timestep_embedding_is_float32(dtype):
     assert timestep_embedding(torch.tensor([1, 2], dtype=dtype), 8).dtype == torch.float32
 
 
+def test_time_steps_become_vectors_before_they_become_bfloat16():
+    # bfloat16 has no 999: it would be 1000
+    network, told = randomise(UNetModel(SMALL)).bfloat16(), []
+    network.time_embed.register_forward_hook(lambda module, inputs, output: told.append(inputs[0]))
+    network.embed(torch.tensor([999]), torch.bfloat16)
+    assert torch.equal(told[0], timestep_embedding(torch.tensor([999]), SMALL.model_channels).bfloat16())
+    assert not torch.equal(told[0], timestep_embedding(torch.tensor([1000]), SMALL.model_channels).bfloat16())
+
+
 def test_downsampling_pads_one_on_all_sides_and_not_as_the_vae_does():
     module = randomise(Downsample(3)).double()
     x, weight, bias = normal(2, 3, 6, 8), module.op.weight, module.op.bias
