@@ -5,8 +5,8 @@ names it; weights that load quietly only in part make pictures that are quietly 
 """
 
 import json
-import math
 import shutil
+import sys
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -244,5 +244,5 @@ def _fits(value: object, wanted: type) -> bool:
     if wanted is int:
         return type(value) is int and abs(value) <= 100_000
     if wanted is float:
-        return type(value) in (int, float) and math.isfinite(value)
+        return type(value) in (int, float) and abs(value) <= sys.float_info.max
     return isinstance(value, tuple) and len(value) > 0 and all(_fits(item, int) for item in value)

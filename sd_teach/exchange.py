@@ -10,10 +10,10 @@ checker, and the choice of a sampler (SD v1.5's own folder asks for PNDM; here t
 """
 
 import json
-import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -413,7 +413,7 @@ def _same_kind(value: object, example: object) -> bool:
     if isinstance(example, list):
         return isinstance(value, list) and len(value) > 0 and all(_same_kind(item, example[0]) for item in value)
     if type(example) in (int, float):
-        return type(value) in (int, type(example)) and 0 <= value < math.inf and (value > 0 or example == 0)
+        return type(value) in (int, type(example)) and 0 <= value <= sys.float_info.max and (value > 0 or example == 0)
     return type(value) is type(example)
 
 

@@ -415,6 +415,12 @@ def test_a_config_of_another_size_does_not_fit_the_weights(folder):
         load_model(folder)
 
 
+def test_a_size_that_would_take_hours_to_build_is_refused():
+    assert checkpoint.build_config(UNetConfig, {"num_res_blocks": 100_000}).num_res_blocks == 100_000
+    with pytest.raises(TypeError, match=r"UNetConfig\.num_res_blocks is 100001"):
+        checkpoint.build_config(UNetConfig, {"num_res_blocks": 100_001})
+
+
 def test_a_folder_without_config_is_no_model(folder):
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"no model folder: it has no config\.json"):

@@ -138,6 +138,15 @@ def test_the_file_is_stable_diffusions():
     assert "CreativeML OpenRAIL-M" in SD_V1_5.licence
 
 
+def test_no_token_is_sent(hub, tmp_path, monkeypatch):
+    """HF_ENDPOINT may name anybody's server."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    sent, answer = [], Answer.answer
+    monkeypatch.setattr(Answer, "answer", lambda self: sent.append(self.headers["Authorization"]) or answer(self))
+    download_sd_v1_5(FILE, tmp_path)
+    assert len(sent) > 2 and set(sent) == {None}
+
+
 def test_a_download_is_announced_and_arrives_whole(hub, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TQDM_POSITION", "-1")  # the library's bar, though this is no terminal
     assert find_sd_v1_5(FILE, tmp_path) is None

@@ -231,6 +231,42 @@ def test_the_folder_diffusers_saves_gives_the_same_tensors(small, folder, tmp_pa
     assert same_tensors(import_diffusers(tmp_path / "shards"), small)
 
 
+def test_a_vae_that_does_not_tell_its_scaling_factor_has_stable_diffusions(folder):
+    path = folder / "vae/config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "scaling_factor"}))
+    assert import_diffusers(folder).config.scale_factor == 0.18215
+    assert AutoencoderKL.from_pretrained(path.parent).config.scaling_factor == 0.18215
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (replace(SMALL, vae=replace(SMALL.vae, ch_mult=(2, 2, 2, 2))), r"vae\.ch = 4"),
+        (replace(SMALL, unet=replace(SMALL.unet, channel_mult=(2, 4))), r"unet\.model_channels = 8"),
+        (replace(SMALL, defaults=Defaults(image_size=60)), r"defaults\.image_size = 60"),
+    ],
+)
+def test_sizes_that_would_come_back_as_others_are_refused(config, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        export_diffusers(random_model(config), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_new_folder_that_cannot_take_its_place_leaves_the_old_one(small, folder, monkeypatch):
+    rename = Path.rename
+
+    def busy(self, target):
+        if self.name.endswith(".new"):
+            raise OSError("Device or resource busy")
+        return rename(self, target)
+
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(ValueError, match="small: Device or resource busy"):
+        export_diffusers(small, folder)
+    assert before == {path: path.read_bytes() for path in folder.parent.rglob("*") if path.is_file()}
+
+
 # --- older folders ---
 
 
@@ -334,6 +370,8 @@ def test_settings_as_terse_as_those_of_sd_v1_5_are_understood(small, folder):
         ("unet/config.json", "layers_per_block", True),
         ("vae/config.json", "out_channels", 4),
         ("vae/config.json", "scaling_factor", float("nan")),
+        ("vae/config.json", "scaling_factor", float("inf")),
+        pytest.param("vae/config.json", "scaling_factor", 10**400, id="scaling_factor-huge"),
         ("vae/config.json", "shift_factor", 0.1),
         ("vae/config.json", "latents_mean", [0.0, 0.0, 0.0, 0.0]),
         ("vae/config.json", "use_quant_conv", False),

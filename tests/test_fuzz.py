@@ -303,7 +303,8 @@ def test_a_name_in_two_shards_is_refused(folder):
         '{"weight_map": {"a": {}}}', '{"weight_map": {"a": "x", "b": 3}}', '{"weight_map": {"a": ""}}',
         '{"weight_map": {"a": "."}}', '{"weight_map": {"a": "nowhere"}}', '{"weight_map": {"a": "new\\nline"}}',
         '{"weight_map": {"a": "nul\\u0000"}}', '{"weight_map": {"a": "\\ud800"}}',
-        '{"weight_map": {"a": "config.json"}}', "[" * 100_000, "\udcff",
+        '{"weight_map": {"a": "config.json"}}', '{"weight_map": {"a": "../broken/model.safetensors"}}',
+        "[" * 100_000, "\udcff",
     ],
 )  # fmt: skip
 def test_a_broken_index_is_refused(folder, text):
@@ -338,7 +339,7 @@ def test_a_setting_of_another_kind_is_refused_by_name(folder):
     leaves = [(part, name) for part, value in config.items() if isinstance(value, dict) for name in value]
     for part, name in [*leaves, (None, "scale_factor")]:
         right = config[part][name] if part else config[name]
-        wrong = [None, {}, True, [], ["x"], float("nan")] + ([3] if isinstance(right, str) else ["x"])
+        wrong = [None, {}, True, [], ["x"], float("nan"), 10**400] + ([3] if isinstance(right, str) else ["x"])
         for value in wrong:
             new = {name: value}
             changed = config | ({part: config[part] | new} if part else new)

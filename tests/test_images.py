@@ -299,3 +299,9 @@ def test_a_mask_is_turned_as_its_exif_tag_says():
 def test_a_mask_that_cannot_be_used_is_refused(mask, told):
     with pytest.raises(ValueError, match=told):
         fit_mask(mask, noise(64, 64), 64, 64)
+
+
+def test_a_mask_is_shrunk_by_the_share_that_is_white():
+    levels = np.full((64, 64), 255, np.uint8)
+    levels[2::4, 2::4] = 0  # one of 16, the one that the nearest pixel would be
+    assert pixels(fit_mask(Image.fromarray(levels), noise(64, 64), 16, 16)).all()

@@ -77,3 +77,9 @@ def test_a_scrubber_takes_figures():
 def test_a_scrubber_wants_a_label_for_each_picture():
     with pytest.raises(ValueError, match="2 pictures and 1 labels"):
         lesson.Scrubber([grey(0), grey(1)], ["a"])
+
+
+@pytest.mark.parametrize(("size", "wanted"), [((64, 32), (256, 128)), ((32, 64), (256, 512)), ((512, 256), (512, 256))])
+def test_a_scrubber_keeps_a_pictures_proportions(size, wanted):
+    scrubber = lesson.Scrubber([Image.new("RGB", size)], ["a"])
+    assert Image.open(io.BytesIO(scrubber.picture.value)).size == wanted

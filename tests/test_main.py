@@ -403,6 +403,26 @@ def test_a_picture_that_a_run_begins_with_is_not_overwritten(cli, photo, option)
     assert Path(own).read_bytes() == before
 
 
+def test_nor_is_it_as_the_second_output(cli, photo):
+    shutil.copy(photo["photo"], "x-1.png")
+    before = Path("x-1.png").read_bytes()
+    answer = cli("a cat", "--init-image", "x-1.png", "--n", "2", "--steps", "2", "--out", "x.png")
+    assert_one_line(answer, "--init-image and would be overwritten: give another --out")
+    assert Path("x-1.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("dtype", "told"), [("fp16", "does not compute in float16"), ("fp8", "there is no dtype 'fp8'")]
+)
+def test_from_png_takes_the_dtype_that_a_picture_tells(cli, dtype, told):
+    cli("a cat", "--steps", "2", "--out", "cat.png")
+    picture, info = Image.open("cat.png"), PngInfo()
+    for name, value in {**picture.text, "dtype": dtype}.items():
+        info.add_itxt(name, value)
+    picture.save("half.png", pnginfo=info)
+    assert_one_line(cli("--from-png", "half.png", "--out", "again.png"), told)
+
+
 def test_an_error_on_the_way_has_a_line_of_its_own(cli, monkeypatch):
     draw = StableDiffusion.text_to_image
 

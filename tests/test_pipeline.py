@@ -3,14 +3,16 @@
 import copy
 import warnings
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
-from conftest import needs_bf16
+from conftest import SMALL, needs_bf16, randomize
 from PIL import Image
 
 from sd_teach import pipeline
+from sd_teach.checkpoint import model_digest
 from sd_teach.ddim import ddim_sigma, ddim_step, ddim_timesteps
 from sd_teach.diffusion import LatentDiffusion
 from sd_teach.exchange import export_diffusers
@@ -606,6 +608,46 @@ def test_a_large_model_on_a_cpu_runs_in_bfloat16_where_it_can_and_a_small_one_do
     assert exact.model.diffusion_model.out[0].weight.dtype == torch.float32
 
 
+def test_only_on_a_cpu_is_a_large_model_packed_and_half_precision_refused(small_folder, monkeypatch):
+    seen, load = [], pipeline.load_model
+    monkeypatch.setattr(pipeline, "LARGE", 0)
+    monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(pipeline, "can_pack", lambda: True)
+    monkeypatch.setattr(pipeline, "load_model", lambda name, *how: seen.append(how) or load(name, how[0]))
+    for dtype in (None, torch.float16):
+        with pytest.raises(ValueError, match="device 'cuda:99' cannot be used"):
+            StableDiffusion.from_pretrained(small_folder, "cuda:99", dtype)
+    assert seen == [(torch.float32, None), (torch.float16, None)]
+
+
+@pytest.fixture
+def plain_bf16(monkeypatch):
+    """A CPU that has bfloat16, but no packed layers."""
+    monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: True)
+    monkeypatch.setattr(pipeline, "can_pack", lambda: False)
+
+
+def test_a_diffusers_folder_is_as_large_as_the_files_in_its_folders(sd, tmp_path, monkeypatch, plain_bf16):
+    export_diffusers(sd.model, tmp_path / "twin")
+    files = sorted((tmp_path / "twin").rglob("*.safetensors"))
+    size = sum(file.stat().st_size for file in files)
+    for large, dtype in ((size, torch.bfloat16), (size + 1, torch.float32)):
+        monkeypatch.setattr(pipeline, "LARGE", large)
+        model = StableDiffusion.from_pretrained(tmp_path / "twin", "cpu").model
+        assert model.model.diffusion_model.out[0].weight.dtype == dtype
+    assert model_digest(tmp_path / "twin") == sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def test_a_single_file_is_as_large_as_it_is(sd, tmp_path, monkeypatch, plain_bf16):
+    seen, file = [], tmp_path / "model.ckpt"
+    file.write_bytes(bytes(1000))
+    monkeypatch.setattr(pipeline, "load_model", lambda name, *how: seen.append(how[0]) or copy.deepcopy(sd.model))
+    for large in (1000, 1001):
+        monkeypatch.setattr(pipeline, "LARGE", large)
+        StableDiffusion.from_pretrained(file, "cpu")
+    assert seen == [torch.bfloat16, torch.float32]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_diffusers_folder_in_half_precision_has_a_decoder_in_float32(sd, tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(pipeline, "cpu_has_bf16", lambda: True)
@@ -647,8 +689,41 @@ def test_a_run_in_bfloat16_keeps_its_latents_in_float32(small_folder, sd, monkey
     assert (result.latents - exact.latents).norm() / exact.latents.norm() < 0.05
 
 
-def test_the_device_is_chosen_by_itself():
-    assert fastest_device() in ("cuda", "mps", "cpu")
+@pytest.mark.parametrize(
+    ("cuda", "mps", "name"), [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")]
+)
+def test_the_fastest_device_there_is_is_chosen(monkeypatch, cuda, mps, name):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert fastest_device() == name
+
+
+def test_without_a_device_the_fastest_is_used(small_folder, monkeypatch):
+    monkeypatch.setattr(pipeline, "fastest_device", lambda: "toaster")
+    with pytest.raises(ValueError, match="device 'toaster' cannot be used"):
+        StableDiffusion.from_pretrained(small_folder)
+
+
+def test_everything_of_a_run_is_where_the_weights_are():
+    with torch.device("meta"):
+        model = LatentDiffusion(SMALL)
+    run = pipeline._Run(model, "a cat", "", steps=2, eta=1.0, num_images=2)
+    assert run.x_T.device.type == run.noise(run.x_T).device.type == "meta"
+    assert run.encode(picture()).device.type == run.denoise(run.x_T, run.timesteps).device.type == "meta"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_one_number_that_is_none_is_enough_to_refuse_a_run(sd, number):
+    latents = torch.zeros(2, 4, 8, 8)
+    latents[1, 0, 0, 0] = number
+    with pytest.raises(ValueError, match="grew beyond all numbers"):
+        pipeline._Run(sd.model, "a cat", "", num_images=2).result(latents)
+
+
+def test_the_latent_is_as_large_as_the_vae_makes_it():
+    model = LatentDiffusion(replace(SMALL, vae=replace(SMALL.vae, ch_mult=(1, 2))))
+    result = StableDiffusion(randomize(model)).text_to_image("a cat", width=16, height=16, steps=1)
+    assert result.latents.shape == (1, 4, 8, 8) and result.images[0].size == (16, 16)
 
 
 @pytest.mark.parametrize(("avx512", "amx"), [(False, False), (False, True), (True, False), (True, True)])

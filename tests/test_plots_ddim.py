@@ -71,3 +71,10 @@ def test_fresh_noise_draws_every_eta_on_an_axis_from_none_to_all():
 def forgotten():
     yield
     assert plt.get_fignums() == []
+
+
+def test_paths_go_from_a_ring_to_a_dot():
+    paths = torch.arange(12.0).view(3, 2, 2)
+    (axis,) = figures.trajectories({"3 steps": paths}, DATA, {"3 steps": [0, 1]}).axes
+    ends = [(line.get_fillstyle(), float(line.get_xdata()[0])) for line in axis.lines if len(line.get_xdata()) == 1]
+    assert ends == [("none", 0.0), ("full", 8.0), ("none", 2.0), ("full", 10.0)]

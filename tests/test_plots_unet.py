@@ -98,3 +98,14 @@ def test_pyplot_keeps_no_figure(rows):
     plots.wrong_clocks(torch.tensor([9, 1]), {1: torch.zeros(2)})
     plots.peaked_softmax([8, 16], [0.5, 0.6], [0.1, 0.1], 0.01), plots.shares({"one": {"a": (1, 1)}})
     assert plt.get_fignums() == []
+
+
+def test_curves_carry_the_name_of_what_they_are():
+    axis = plots.peaked_softmax([8, 16], [0.5, 0.6], [0.1, 0.2], 0.01).axes[0]
+    drawn = {line.get_label(): list(line.get_ydata()) for line in axis.lines}
+    assert drawn["softmax(q k)"] == [0.5, 0.6] and drawn["softmax(q k / sqrt(d))"] == [0.1, 0.2]
+
+
+def test_the_field_says_which_half_is_cosines():
+    field = plots.time_embedding(torch.zeros(10, 8), [0]).axes[0]
+    assert {text.get_text(): text.get_position()[1] for text in field.texts} == {"cos": 2, "sin": 6}

@@ -34,6 +34,12 @@ def test_the_defaults_are_the_real_encoders():
     assert [layer.self_attn.head_dim for layer in layers] == [64] * 12
 
 
+def test_token_ids_go_where_the_weights_are(monkeypatch):
+    embedder = FrozenCLIPEmbedder(SMALL).to("meta")
+    monkeypatch.setattr(embedder, "encode_tokens", lambda ids: ids)
+    assert embedder(["a cat"]).device.type == "meta"
+
+
 # --- the tokenizer
 
 

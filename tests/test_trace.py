@@ -1,5 +1,7 @@
 """What passes through which block, what it weighs, the states of a run, and who looks at what."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -271,3 +273,11 @@ def test_words_that_do_not_fit_are_left_out_with_a_warning(sd):
     with pytest.warns(UserWarning, match="dropped"):  # in the middle of a word
         words = word_slots(sd.model.cond_stage_model, "cat " * 74 + "axolotl")
     assert words[-1] == ("ax", [75])
+
+
+def test_maps_are_float32_whatever_the_network_computes_in(unet, wide):
+    x, t, context = wide
+    exact = copy.deepcopy(unet).double()
+    with attention_maps(exact) as maps:
+        exact(x.double(), t, context.double())
+    assert all(weights.dtype == torch.float32 for weights in maps.calls[0].values())

@@ -20,6 +20,7 @@ from parity.diffusers_twins import randomise
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.testing import assert_close
 
 from sd_teach.checkpoint import load_model
@@ -1299,3 +1300,124 @@ def test_the_miniature_in_assets_is_the_one_the_training_builds():
     assert config.defaults == unet.assemble(1.0).config.defaults
     assert load_model("tiny-256").config.defaults == unet.assemble(1.0, 256).config.defaults
     assert UNetModel(unet.TINY).config.context_dim == text.TINY.hidden_size
+
+
+# --- what is painted, asked and averaged ---
+
+
+def test_things_are_painted_in_their_own_style_and_tint(monkeypatch):
+    def renderings(codes, size):  # a grey level for each style and subject
+        levels = 40 * torch.arange(4)[:, None] + 10 * (torch.arange(len(codes)) % 4) + 50
+        pictures = levels[:, :, None, None, None].expand(-1, -1, 4, size, size).clone()
+        pictures[:, :, 3] = 255
+        return pictures.byte()
+
+    monkeypatch.setattr(drawings, "renderings", renderings)
+    painter, none = scenes.Painter(), scenes.NONE
+
+    def level(row, x):
+        return ((painter.paint(row, random.Random(0))[:, 64, x] + 1) * 127.5).round().tolist()
+
+    assert level([2, none, 3, none, none, 0, scenes.WHOLE, 0], 64) == [190] * 3
+    pair = [1, 2, 1, none, RED, 0, scenes.PAIR, 0]
+    assert level(pair, 32) == [100] * 3
+    red = level(pair, 96)
+    assert red[0] > red[1] + 50 and red[0] > red[2] + 50
+    pair[scenes.OTHER_TINT] = none
+    assert level(pair, 96) == [110] * 3
+
+
+def test_renderings_are_in_the_order_of_styles(monkeypatch):
+    flat = torch.zeros(1, 4, 128, 128, dtype=torch.uint8)
+    flat[0, :, 33:97, 33:97] = torch.tensor([200, 30, 30, 255], dtype=torch.uint8)[:, None, None]
+
+    def load_flat(codes, size):
+        return F.interpolate(flat.float(), (size, size)).byte()
+
+    (loop.runs_folder() / "data").mkdir()
+    monkeypatch.setattr(drawings, "load_flat", load_flat)
+    monkeypatch.setattr(data, "load_rgba", lambda codes, size: 255 - load_flat(codes, size))
+    made = dict(zip(drawings.STYLES, drawings.renderings(["x"], 128), strict=True))
+    lines = drawings.line_drawing(load_flat(["x"], 512))
+    wanted = {"3d": 255 - flat, "flat": flat, "pixel": drawings.pixel_art(flat), "line": lines}
+    assert all(torch.equal(made[style], wanted[style]) for style in drawings.STYLES)
+
+
+def test_own_pictures_keep_their_texts_mirrored_too_in_scaled_latents(monkeypatch, tmp_path):
+    pairs = [(tmp_path / f"{i}.png", f"a thing {i}") for i in range(4)]
+    for i, (path, _) in enumerate(pairs):
+        Image.new("RGB", (16, 16), (60 * i, 0, 0)).save(path)
+    monkeypatch.setattr(data, "read_folder", lambda folder: pairs)
+    model = SimpleNamespace(
+        config=SimpleNamespace(defaults=SimpleNamespace(image_size=16), scale_factor=0.5),
+        first_stage_model=SimpleNamespace(encode=lambda batch: SimpleNamespace(mode=lambda: batch)),
+    )
+    latents, texts = unet.Pictures(tmp_path, model).draw(200, torch.Generator().manual_seed(0))
+    shade = ((2 * latents[:, 0, 0, 0] + 1) * 127.5 / 60).round().int().tolist()
+    assert all(said in ("", f"a thing {i}") for i, said in zip(shade, texts, strict=True))
+    assert set(shade) == {0, 1, 2, 3} and 0 < texts.count("") < 50
+
+
+def test_what_counts_as_held_out_was_held_out_and_synonyms_are_said(monkeypatch):
+    asked = []
+
+    def recognition(model, prompts, subjects, colours, seed):
+        asked.append((prompts, subjects, colours))
+        return (torch.ones(len(prompts), dtype=torch.bool),) * 2 + (None,)
+
+    monkeypatch.setattr(metrics, "recognition", recognition)
+    monkeypatch.setattr(metrics, "drawn", lambda model, prompts, seed: torch.zeros(len(prompts), 3, 32, 32))
+    metrics.hits(None, 12, 0)
+    for held_out, (_, subjects, colours) in zip((False, True), asked, strict=False):
+        assert all(data.subjects()[s].is_held_out(c) == held_out for s, c in zip(subjects, colours, strict=True))
+    prompts, subjects, _ = asked[2]
+    for said, subject in zip(prompts, subjects, strict=True):
+        assert any(f" {word} on " in f" {said}" for word in data.subjects()[subject].synonyms)
+
+
+def test_the_average_is_of_the_weights_and_gradients_are_clipped():
+    model, seen, norms = nn.Linear(3, 1, bias=False), [], []
+    wanted = model.weight.detach().clone()
+    hook = register_optimizer_step_pre_hook(lambda *_: norms.append(model.weight.grad.norm().item()))
+
+    def evaluate(average, step):
+        seen.append((model.weight.detach().clone(), average.weight.clone()))
+        return {}
+
+    def loss_at(generator):
+        return 100 * model(torch.randn(4, 3, generator=generator)).square().mean()
+
+    loop.train(loop.Run("r"), model, loss_at, evaluate, options(8, every=1), average_decay=0.3)
+    hook.remove()
+    for step, (weights, average) in enumerate(seen):
+        wanted = wanted.lerp(weights, 1 - min(0.3, (1 + step) / (10 + step)))
+        assert_close(average, wanted)
+    assert max(norms) == pytest.approx(1, abs=1e-4)
+
+
+def test_words_kept_for_the_metrics_are_not_in_the_lexicon(monkeypatch):
+    (loop.runs_folder() / "data").mkdir()
+    kept = [word for subject in data.subjects() for word in subject.synonyms]
+    others = [f"{word}s" for word in kept] + [f"big {word}" for word in kept if len(word) > 3 and " " not in word]
+    monkeypatch.setattr(dictionary, "things", lambda: [*kept, *others, "zzyzx"])
+    monkeypatch.setattr(text, "meanings", lambda words: torch.zeros(len(words), 1))
+    monkeypatch.setattr(text, "nearness", lambda vectors: torch.zeros(len(vectors), 1))
+    names = [name for subject in data.subjects() for name in subject.names]
+    assert text.lexicon()[0] == [*names, "zzyzx"]
+
+
+def test_crops_are_never_of_the_pictures_kept_for_the_metric(monkeypatch):
+    codes, asked = tuple(f"{i:03d}" for i in range(100)), []
+    monkeypatch.setattr(data, "base_codes", lambda: codes)
+    monkeypatch.setattr(data, "subjects", lambda: [SimpleNamespace(code="012")])
+    monkeypatch.setattr(drawings, "renderings", lambda c, _: asked.extend(c) or torch.zeros(4, len(c), 4, 8, 8))
+    monkeypatch.setattr(data, "load_rgba", lambda c, _: asked.extend(c) or torch.zeros(len(c), 4, 8, 8))
+    vae.Crops(8)
+    assert data.kept_from_vae() == ("037", "062", "087")
+    assert set(asked) == set(codes) - {"037", "062", "087"}
+
+
+def test_a_reconstruction_costs_its_error_its_square_and_half_of_its_edges():
+    x, y = torch.zeros(2, 1, 3, 2, 3)
+    y[..., 1] = 0.5
+    assert vae.reconstruction(y, x).item() == pytest.approx(0.5 / 3 + 0.25 / 3 + 0.5 * 0.5)

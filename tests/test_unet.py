@@ -228,6 +228,10 @@ def test_the_timestep_embedding_is_float32(dtype):
     assert timestep_embedding(torch.tensor([1, 2], dtype=dtype), 8).dtype == torch.float32
 
 
+def test_the_timestep_embedding_is_made_where_the_time_steps_are():
+    assert timestep_embedding(torch.tensor([1, 999], device="meta"), 8).device.type == "meta"
+
+
 def test_time_steps_become_vectors_before_they_become_bfloat16():
     # bfloat16 has no 999: it would be 1000
     network, told = randomise(UNetModel(SMALL)).bfloat16(), []

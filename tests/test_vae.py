@@ -170,3 +170,7 @@ def test_kl_is_the_divergence_from_the_unit_gaussian_summed_over_each_picture():
 
 def test_kl_of_the_unit_gaussian_is_zero():
     assert DiagonalGaussian(torch.zeros(2, 8, 3, 3)).kl().tolist() == [0.0, 0.0]
+
+
+def test_a_sample_is_where_its_moments_are():
+    assert DiagonalGaussian(torch.zeros(1, 8, 2, 2, device="meta")).sample().device.type == "meta"
