@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from sd_teach.checks import samplers as check
 from sd_teach.samplers import euler_step
@@ -51,3 +52,10 @@ def test_the_exercise_is_the_references_step():
         return euler_step(u * a.sqrt(), eps, a, a_prev)[0] / a_prev.sqrt()
 
     assert check.euler_step(answer).state == "right"
+
+
+def test_answers_that_work_in_place_do_not_change_the_exercise():
+    before = check._X.clone()
+    assert check.to_u_and_s(lambda x, a: (x.div_(a.sqrt()), ((1 - a) / a).sqrt())).state == "right"
+    assert check.euler_step(lambda u, eps, s, s_prev: u.add_(eps.mul_(s_prev - s))).state == "right"
+    assert torch.equal(check._X, before)

@@ -79,6 +79,7 @@ def test_a_wrong_pair(answer, words):
     [
         (lambda ids: ([49406, *ids, 49407] + [49407] * 77)[:77], "without an end token"),
         (lambda ids: [49406, *ids, 49407] + [49407] * (75 - len(ids)), "more than 77"),
+        (lambda ids: [49406, *ids, 49407] if len(ids) == 76 else slots(ids), "these are 78"),
         (lambda ids: [49406, *ids[:75], 49407] + [0] * (75 - len(ids)), "exclamation mark"),
         (lambda ids: (ids[:76] + [49407] * 77)[:77], "49406 is missing"),
         (lambda ids: [49406, *ids[-75:], 49407] + [49407] * (75 - len(ids)), "these are the last"),

@@ -89,18 +89,18 @@ def test_attention_gone_wrong(answer, words):
 
 
 def test_the_skips_are_right():
-    assert check.skip_channels(lambda config: [50, 50, 20, 20, 20, 10, 10, 10, 10]).state == "right"
+    assert check.skip_channels(lambda config: [50] * 3 + [20] * 4 + [10] * 5).state == "right"
 
 
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        ([10, 10, 10, 10, 20, 20, 20, 50, 50], "last one down"),
-        ([50, 50, 20, 20, 10, 10, 10], "halve the sides are missing"),
-        ([50, 50, 20, 20, 20, 10, 10, 10], "first convolution"),
-        ([50, 50, 50, 20, 20, 20, 10, 10, 10, 10], "after the lowest"),
-        ([50, 50, 50, 20, 20, 20, 10, 10, 10], "does not change the channels"),
-        ([50, 20, 10], "9 values are wanted, these are 3"),
+        ([10] * 5 + [20] * 4 + [50] * 3, "last one down"),
+        ([50] * 3 + [20] * 3 + [10] * 4, "halve the sides are missing"),
+        ([50] * 3 + [20] * 4 + [10] * 4, "first convolution"),
+        ([50] * 4 + [20] * 4 + [10] * 5, "after the lowest"),
+        ([50] * 4 + [20] * 4 + [10] * 4, "does not change the channels"),
+        ([50, 50, 20, 20, 20, 10, 10, 10, 10], "12 values are wanted, these are 9"),  # two blocks a level, always
     ],
 )
 def test_skips_gone_wrong(answer, words):

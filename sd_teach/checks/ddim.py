@@ -14,9 +14,16 @@ def time_steps(answer: Callable) -> Verdict:
     steps, count = 30, torch.arange(30)
     trap = torch.arange(0, 1000, 1000 // steps)
     expected = reference.ddim_timesteps(steps)
-    return mark(
+    kinds: list[object] = []
+
+    def watched(steps: int) -> object:
+        answered = answer(steps)
+        kinds.append(getattr(answered, "dtype", None))
+        return answered
+
+    said = mark(
         "3.1",
-        answer,
+        watched,
         steps,
         ask="write my_time_steps: the formula for any number of steps below 1000",
         expected=expected,
@@ -34,6 +41,13 @@ def time_steps(answer: Callable) -> Verdict:
         right="30 steps are 30 steps",
         atol=0,
     )
+    if said.state == "right" and kinds != [torch.int64]:
+        return Verdict("3.1", "wrong", f"the numbers are right, but they are {kinds[0]}: a LongTensor is wanted")
+    expected = reference.ddim_timesteps(206)
+    elsewhere = mark("3.1", answer, 206, ask="", expected=expected, mistakes={}, right="", atol=0)
+    if said.state == "right" and elsewhere.state != "right":
+        return Verdict("3.1", "wrong", "right for 30 steps, not for 206: fractions get rounded; i * 1000 // S has none")
+    return said
 
 
 def x_prev(answer: Callable) -> Verdict:

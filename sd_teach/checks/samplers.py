@@ -16,7 +16,7 @@ def to_u_and_s(answer: Callable) -> Verdict:
     a = torch.tensor(0.3)
     u, s = _X / a.sqrt(), ((1 - a) / a).sqrt()
     return mark(
-        "10.1", answer, _X, a,
+        "10.1", answer, _X.clone(), a,
         ask="return u and s, in this order, from x and alpha_bar_t",
         expected=(u, s),
         mistakes={
@@ -35,7 +35,7 @@ def euler_step(answer: Callable) -> Verdict:
     """10.2: (u, eps, s, s_prev) -> u_prev."""
     s, s_prev = torch.tensor(2.0), torch.tensor(1.5)
     return mark(
-        "10.2", answer, _X, _EPS, s, s_prev,
+        "10.2", answer, _X.clone(), _EPS.clone(), s, s_prev,
         ask="return u after a step from s to s_prev",
         expected=_X + (s_prev - s) * _EPS,
         mistakes={
@@ -55,7 +55,7 @@ def middle(answer: Callable) -> Verdict:
     h, before = then - now, now - last
     moved = _X - _LAST
     return mark(
-        "10.3", answer, _X, _LAST, last, now, then,
+        "10.3", answer, _X.clone(), _LAST.clone(), last, now, then,
         ask="return the x0 expected half of the coming step ahead",
         expected=_X + moved * h / (2 * before),
         mistakes={

@@ -55,10 +55,10 @@ def most_frequent_pair(answer: Callable[[dict[tuple[str, ...], int]], object]) -
 
 
 def slots(answer: Callable[[list[int]], object]) -> Verdict:
-    """1.2: ids of a prompt's tokens -> the ids in all 77 slots. Tried with a short prompt and with a long one."""
-    prompts = [320, 2368], list(range(1000, 1100))
+    """1.2: ids of a prompt's tokens -> the ids in all 77 slots. Tried with three: short, one id too long, long."""
+    prompts = [320, 2368], list(range(1000, 1076)), list(range(1000, 1100))
 
-    def both(fill: Callable[[list[int]], object]) -> object:
+    def each(fill: Callable[[list[int]], object]) -> object:
         rows = [fill(list(ids)) for ids in prompts]
         return None if rows[0] is None or rows[0] is ... else rows
 
@@ -70,22 +70,22 @@ def slots(answer: Callable[[list[int]], object]) -> Verdict:
 
     return mark(
         "1.2",
-        lambda: both(answer),
+        lambda: each(answer),
         ask="return a list of 77 ids: start, the prompt's ids as far as there is room, end tokens up to the last slot",
-        expected=both(lambda ids: padded(cut(ids))),
+        expected=each(lambda ids: padded(cut(ids))),
         mistakes={
             "the long prompt is left without an end token: the last slot is kept for it": (
-                both(lambda ids: padded([START, *ids, END])[:SLOTS])
+                each(lambda ids: padded([START, *ids, END])[:SLOTS])
             ),
             "the long prompt takes more than 77 slots: cut it to the 75 that start and end leave": (
-                both(lambda ids: padded([START, *ids, END]))
+                each(lambda ids: padded([START, *ids, END]))
             ),
             "CLIP pads with its end token 49407; 0 is the token of an exclamation mark": (
-                both(lambda ids: padded(cut(ids), pad=0))
+                each(lambda ids: padded(cut(ids), pad=0))
             ),
-            "the start token 49406 is missing: it takes slot 0": both(lambda ids: padded([*ids[: SLOTS - 1], END])),
+            "the start token 49406 is missing: it takes slot 0": each(lambda ids: padded([*ids[: SLOTS - 1], END])),
             "of the long prompt the first words are to be kept, these are the last": (
-                both(lambda ids: padded([START, *ids[2 - SLOTS :], END]))
+                each(lambda ids: padded([START, *ids[2 - SLOTS :], END]))
             ),
         },
         right="a prompt of any length fills 77 slots, and the last of them is an end token",

@@ -109,7 +109,7 @@ def attention(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Verdict:
 
 def skip_channels(answer: Callable[[UNetConfig], list[int]]) -> Verdict:
     """5.4: answer(config) -> channels of each skip connection, in the order in which the output blocks take them."""
-    config = UNetConfig(model_channels=10, channel_mult=(1, 2, 5), num_res_blocks=2)
+    config = UNetConfig(model_channels=10, channel_mult=(1, 2, 5), num_res_blocks=3)
     widths = [config.model_channels * mult for mult in config.channel_mult]
     n, last = config.num_res_blocks, len(widths) - 1
 
