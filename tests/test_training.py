@@ -943,6 +943,15 @@ def test_the_loss_weighs_each_time_step_by_the_smaller_of_its_snr_and_a_bound(mo
     assert got == pytest.approx(wanted, rel=1e-5)
 
 
+def test_the_noise_has_a_part_that_all_places_of_a_channel_share(monkeypatch):
+    seen, told = [], Told()
+    monkeypatch.setattr(told, "apply_model", lambda x, t, context: seen.append((x, t)) or x * told.weight)
+    unet.loss(told, torch.zeros(200, 4, 16, 16), ["a"] * 200, torch.Generator().manual_seed(0))
+    ((x, t),) = seen
+    means = (x / (1 - told.schedule.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)).mean((2, 3))
+    assert means.std().item() == pytest.approx((0.1**2 + 1 / 256) ** 0.5, rel=0.08)  # 0.118; 0.0625 without it
+
+
 def test_every_other_picture_of_two_things_has_a_larger_time_step(monkeypatch):
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([0, 100, 500, 900, 999]))
     seen, told = [], Told()
@@ -1054,6 +1063,13 @@ def test_what_is_measured_and_what_the_decoder_learns_from_is_guided_as_the_mode
     decoder.made(model, torch.zeros(1, 3, 64, 64), ["a cat"], torch.Generator().manual_seed(7))
     steps = len(batches)
     assert steps > 10 and batches.count(2) == max(0, guided - (20 - steps))
+
+
+def test_what_the_decoder_learns_from_is_guided_towards_the_captions(monkeypatch):
+    model, seen, guided = LatentDiffusion(SMALL).eval(), [], decoder.GuidedModel
+    monkeypatch.setattr(decoder, "GuidedModel", lambda *told: seen.append(told[1:3]) or guided(*told))
+    decoder.made(model, torch.zeros(1, 3, 64, 64), ["a cat"], torch.Generator().manual_seed(0))
+    assert_close(seen[0], tuple(model.get_learned_conditioning([text]) for text in ("a cat", "")), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -1325,6 +1341,18 @@ def test_things_are_painted_in_their_own_style_and_tint(monkeypatch):
     assert red[0] > red[1] + 50 and red[0] > red[2] + 50
     pair[scenes.OTHER_TINT] = none
     assert level(pair, 96) == [110] * 3
+
+
+def test_no_two_of_what_cannot_be_counted_and_no_pixel_art_at_half_the_size():
+    pixel = drawings.STYLES.index("pixel")
+    rows = [
+        scene("cat", layout=scenes.TWO, background=RED),
+        scene("grapes", layout=scenes.TWO, background=RED),
+        scene("grapes", layout=scenes.SMALL, background=RED),
+        scene("cat", style=pixel, background=RED),
+        scene("cat", style=pixel, layout=scenes.SMALL, background=RED),
+    ]
+    assert scenes.allowed(torch.tensor(rows)).tolist() == [True, False, True, True, False]
 
 
 def test_renderings_are_in_the_order_of_styles(monkeypatch):
