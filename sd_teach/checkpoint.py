@@ -209,10 +209,7 @@ def _read_config(path: Path) -> ModelConfig:
     try:
         return build_config(ModelConfig, json.loads(path.read_text()))
     except FileNotFoundError:
-        told = "no model folder: it has no config.json"
-        if (path.parent / "model_index.json").is_file():
-            told = "a diffusers folder: only drawing (--model, StableDiffusion.from_pretrained) reads those"
-        raise ValueError(f"{path.parent} is {told}") from None
+        raise ValueError(f"{path.parent} is no model folder: no config.json (--model alone reads diffusers')") from None
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is not a model's config: {one_line(error)}") from None
 
