@@ -41,12 +41,14 @@ def mark(
     mistakes: Mapping[str, object],
     right: str,
     atol: float = 1e-5,
+    dtype: tuple[torch.dtype, str] | None = None,
 ) -> Verdict:
     """Compare an answer with what is expected, then with what the likeliest mistakes give.
 
     answer: a value, or a function to call with the arguments: a Tensor, number, string, or a list or tuple of them.
     ask: what to do, said while there is no answer (None or ...). right: said of the right one.
     mistakes: sentence -> the answer to which it belongs. atol: absolute tolerance of numbers.
+    dtype: of a right tensor, where that matters, and what is said of another.
     """
     if callable(answer):
         try:
@@ -56,6 +58,8 @@ def mark(
     if answer is None or answer is ...:
         return Verdict(exercise, "open", ask)
     if _same(answer, expected, atol):
+        if dtype and answer.dtype != dtype[0]:
+            return Verdict(exercise, "wrong", f"the numbers are right, but they are {answer.dtype}, {dtype[1]}")
         return Verdict(exercise, "right", right)
     for sentence, wrong in mistakes.items():
         if _same(answer, wrong, atol):
