@@ -933,12 +933,16 @@ class Told(nn.Module):
         return x / (1 - self.schedule.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1) + self.weight * context
 
 
-@pytest.mark.parametrize(("late", "times", "most"), [(False, [0, 100, 900], 5), (True, [0, 100, 360], 20)])
-def test_the_loss_weighs_each_time_step_by_the_smaller_of_its_snr_and_a_bound(monkeypatch, late, times, most):
+@pytest.mark.parametrize(
+    ("late", "times", "most", "power"), [(False, [0, 100, 900], 5, 0.5), (True, [0, 100, 360], 20, 1)]
+)
+def test_the_loss_weighs_the_error_of_x0_by_its_snr_or_the_root_of_it_up_to_a_bound(
+    monkeypatch, late, times, most, power
+):
     monkeypatch.setattr(torch, "randint", lambda *_, **__: torch.tensor([0, 100, 900]))
     alphas = NoiseSchedule().alphas_cumprod[times]
-    weights = (alphas / (1 - alphas)).clamp(max=most) / (alphas / (1 - alphas))
-    wanted = (weights * torch.tensor([1, 4, 9])).mean().item()  # squares of the errors
+    snr = alphas / (1 - alphas)
+    wanted = (snr.clamp(max=most) ** power / snr * torch.tensor([1, 4, 9])).mean().item()  # squares of the errors
     got = unet.loss(Told(), torch.zeros(3, 1, 2, 2), ["a", "an", "ant"], torch.Generator(), late=late).item()
     assert got == pytest.approx(wanted, rel=1e-5)
 

@@ -2,16 +2,18 @@
 
 Stable Diffusion's own training in small: latents of pictures, noised to a random time step; the UNet, given the frozen
 text encoder's states of the caption, predicts the noise; one caption in ten is left empty, for classifier-free
-guidance. Beyond that: the loss is weighted by min(SNR, 5) / SNR (Hang et al. 2023, https://arxiv.org/abs/2303.09556),
-and the noise has a small offset common to a channel, so that the schedule does not give away a background's brightness.
+guidance. Beyond that: the squared error of x0, which is that of the noise divided by the SNR, counts by the root of
+min(SNR, 5), because by min(SNR, 5) itself (Hang et al. 2023, https://arxiv.org/abs/2303.09556) the time steps where
+shapes are decided hardly count; and the noise has a small offset common to a channel, so that the schedule does not
+give away a background's brightness.
 In pictures of two things attention is told where to go: on the left to what the caption says of the first, on the right
 to what it says of the second (`strayed`), as Wang et al. 2023, https://arxiv.org/abs/2312.03626, teach it by masks.
 Muon trains matrices and convolutions (`training/muon.py`), AdamW the rest and, with `--data`, everything.
 
 With `--size 256` a level grows around the bundled UNet (Stable Diffusion went on from 256 to 512 pixels, too, with its
 network unchanged); only that level, and a little of what it surrounds, is trained (`own_weights`), most at small time
-steps, where what is new in larger pictures is decided and which weigh more then (min(SNR, 20) / SNR). After a new UNet
-it has to be trained again, which goes on from the weights that `assets/tiny-256` has.
+steps, where what is new in larger pictures is decided and which weigh more then (by min(SNR, 20)). After a new UNet it
+has to be trained again, which goes on from the weights that `assets/tiny-256` has.
 """
 
 import argparse
@@ -285,8 +287,8 @@ def loss(
     with watched(model.model.diffusion_model, slots.to(device)) as costs:
         eps = model.apply_model(x_t.to(device), t.to(device), context).float()
     error = (eps - noise.to(device)).square().mean(dim=(1, 2, 3))
-    most = 20.0 if late else 5.0
-    weights = (most * (1 - alphas[t]) / alphas[t]).clamp(max=1.0)  # min(SNR, most) / SNR
+    snr = alphas[t] / (1 - alphas[t])
+    weights = (snr.clamp(max=20.0) if late else snr.clamp(max=5.0).sqrt()) / snr
     return (weights.to(device) * error).mean() + SIDES * sum(costs) / max(1, len(costs))
 
 
