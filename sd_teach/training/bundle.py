@@ -110,14 +110,15 @@ repeats them. What was new in each:
 - 11: `tiny-256` alone, most at small time steps.
 - 12: two things at a time, in a text encoder that keeps them apart and a UNet whose attention was told where each
   belongs.
-- 13: the UNet alone, two things and what they had cost single ones; large time steps count more in its loss.
+- 13: two things again, and single ones, which those had harmed; large time steps count more in the UNet's loss.
 
 From the sixth on the rows called unet were trained at 1e-4 to 8e-4 (`--lr`) on 20,480 to 36,864 scenes, mostly with
 `--average 0.999`. The fifth's unet256 grew the level; those of the sixth to the tenth are fits to the round's UNet
 (`--size 256 --batch 16 --scenes 6144 --lr 4e-4` or 5e-4, `--average 0.99` or 0.995), the eleventh's goes on from the
 tenth's 560 steps (`--scenes 12288 --lr 5e-4 --average 0.999`), the twelfth's from the eleventh's and the thirteenth's
-from the twelfth's, by another loss (see Larger pictures, below). The twelfth's words and the unet of both were trained
-by changed code, which is not kept; what helped of it is in `training/words.py` and `training/unet.py`.
+from the twelfth's, by another loss (see Larger pictures, below). The twelfth's words and the last two
+rounds' unet were trained by changed code, which is not kept; what helped of it is in `training/words.py` and
+`training/unet.py`.
 
 | round | run | steps | pictures a step |
 | --- | --- | --- | --- |
@@ -155,9 +156,9 @@ seventh round, then of those 33 of them that no scene shows (by which the sevent
 
 By eyes that did not know the prompts: of two lists of forty things how many were named at the first guess; of forty
 pictures, how many show the style asked for; and of forty beside the training picture of the same thing, looked at
-enlarged, how many would be taken for it, have edges about as sharp, flat areas as clean. The seventh's were judged by
-two. The twelfth's lists are others than before: of the first of them the tenth's UNet had 34 named and, by eyes as
-strict, 27 taken for it, 1 sharp, 8 clean. The thirteenth's are others again.
+enlarged, how many would be taken for it, have edges about as sharp, flat areas as clean. The seventh's and the
+thirteenth's were judged by two. The twelfth's lists are others than before: of the first of them the tenth's UNet had
+34 named and, by eyes as strict, 27 taken for it, 1 sharp, 8 clean. The thirteenth's are others again.
 
 | round | named | style seen | taken for it | sharp | clean |
 | --- | --- | --- | --- | --- | --- |
@@ -171,10 +172,11 @@ strict, 27 taken for it, 1 sharp, 8 clean. The thirteenth's are others again.
 | 13 | 37, 38 by one pair of eyes, 36, 39 by another | | | | |
 
 How many would be taken for it depends on whom one asks, and how. Forty pictures of the thirteenth's and the same of the
-twelfth's, not told apart, at their own size, not enlarged, by two pairs of eyes: taken for it 22 and 26 (the twelfth's
+twelfth's, unlabelled, at their own size, not enlarged, by two pairs of eyes: taken for it 22 and 26 (the twelfth's
 19 and 24), sharp 32 and 31 (32 and 32), clean 24 and 25 (21 and 19); the thirteenth's was called the better one in 9
-and 16, the twelfth's in 6 and 8. Eyes that were to say no wherever in doubt, before enlarged pictures, took 2 and 0 of
-forty for it, sharp 4 and 3, clean 6 and 2: outlines waver, small parts run together.
+and 16, the twelfth's in 6 and 8. Of the thirteenth's two lists, enlarged, eyes that were to
+say no wherever in doubt took 2 and 0 for it, called 4 and 3 sharp, 6 and 2 clean: outlines waver, small parts run
+together.
 
 - The yardsticks themselves, held against true pictures that went through the autoencoder (200 each): seen 99.5 %,
   held-out 100, style 96.0 (flat icons 84, taken for 3D), colour and place 100, pair 99.5; named 40 of 40. What is
@@ -208,10 +210,10 @@ forty for it, sharp 4 and 3, clean 6 and 2: outlines waver, small parts run toge
   The first part: 20 pictures of two things a step, 16 of one (1,327 steps of Muon at 5e-4, from 258 on at 3.5e-4,
   falling to 1e-5). The second: 12 and 20, more of them in a style (829 steps, at 4e-4, falling to 8e-6). Of the
   metrics' 200 prompts, with one seed, rightly drawn: pairs 73.5 % after the first, 77 after the second; styles 86, 89;
-  seen pairs of thing and background 98, 99; but a dog lost some of its brown. Of 48 pairs the twelfth's drew the left
-  thing, the right one and both rightly in 88, 56 and 52 %, the first part's in 94, 77 and 73. With the states that the
-  text encoder's lesson aims at, the twelfth's drew as many of 48 pairs rightly as with its own: by then the UNet was
-  what was missing.
+  seen pairs of thing and background 98, 99; but after the second a dog's face is often grey. Of 48 other pairs the
+  twelfth's drew the left thing, the right one and both rightly in 88, 56 and 52 %, the first part's in 94, 77 and 73.
+  With the states that the text encoder's lesson aims at, the twelfth's drew as many of 48 pairs rightly as with its
+  own: by then the UNet was what was missing.
 
 ### The language
 - New text states cost the UNet what it knew: left as it was, it recognised 1 of 48 things by them; with its keys and
@@ -269,7 +271,7 @@ Measured by the squared error of the noise on 256 pictures of four kinds, at fou
   noise on 64 pictures at six time steps, all twelve added: 1.247 before, 1.135 after 940 steps, 1.000 after 5,440.
   Without fresh noise it was hardly to be seen after 1,440. On from there it fell by 0.0083 in 556 steps of Muon
   (`training/muon.py`), by 0.0059 in 701 of AdamW at the same learning rates, one run each: 1.8 times as much a step,
-  which takes a third longer for the UNet. So UNets are trained by Muon from now on.
+  which takes a third longer for the UNet. UNets have been trained by Muon since.
 - Its pictures, shrunk to 128 pixels, beside the training pictures, taken for them, sharp, clean: 36, 11, 11 at the end
   of the tenth round; at the end of the eleventh, with an `eta` of 1, by three pairs of eyes 36, 26, 14; 36, 15, 14; 36,
   11, 15 (they part over wavy outlines). After 1,690 steps it was 35, 11, 8 guided until 300 and 37, 14, 16 until 500;
@@ -279,9 +281,9 @@ Measured by the squared error of the noise on 256 pictures of four kinds, at fou
   6e-4, falling to 2e-5): at first to what the eleventh's `tiny-256` predicts of the same latents, which tells more a
   step than the noise does, from step 510 on half to the noise. Its weighed squared error on 64 other pictures: 0.0467
   before, 0.0443 after, 0.0431 the eleventh's. So two thirds of what was lost came back; eyes of owls in other colours
-  than their own did not. Around the thirteenth's in the same way, after each of its parts: 0.0652 before, 0.0614 after
-  586 steps, the eleventh's 0.0623; then, on other pictures, with the second part's UNet 0.0529 before, 0.0520 after 751
-  more, the first part's 0.0524.
+  than their own did not. Around the thirteenth's likewise, from the twelfth's on: around its first part 0.0652, after
+  586 steps 0.0614 (the eleventh's 0.0623); on other pictures around its second 0.0529, after 751 more 0.0520 (around
+  the first 0.0524).
 """
 
 
@@ -325,7 +327,7 @@ def write_card(folder: Path) -> None:
         subjects=len(data.subjects()),
         colour_names=", ".join(data.COLOURS),
         tints=", ".join(scenes.COLOUR_NAMES[tint] for tint in scenes.TINTS),
-        misses="The figures below that miss most, and how many pictures are not judged to be what was asked for: "
+        misses="The figures of the next table that miss most, and how many pictures are not what was asked for: "
         + ", ".join(f"{name} ({1 - figures[name]:.1%})" for name in worst)
         + ".",
         figures=_table(figures),
