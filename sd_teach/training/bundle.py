@@ -158,7 +158,8 @@ By eyes that did not know the prompts: of two lists of forty things how many wer
 pictures, how many show the style asked for; and of forty beside the training picture of the same thing, looked at
 enlarged, how many would be taken for it, have edges about as sharp, flat areas as clean. The seventh's and the
 thirteenth's were judged by two. The twelfth's lists are others than before: of the first of them the tenth's UNet had
-34 named and, by eyes as strict, 27 taken for it, 1 sharp, 8 clean. The thirteenth's are others again.
+34 named and, by eyes as strict, 27 taken for it, 1 sharp, 8 clean. The thirteenth's are three others; both pairs of
+eyes missed spaghetti, bagels, a donkey (a horse), an angel's face and a coffin.
 
 | round | named | style seen | taken for it | sharp | clean |
 | --- | --- | --- | --- | --- | --- |
@@ -169,7 +170,7 @@ thirteenth's were judged by two. The twelfth's lists are others than before: of 
 | 9 | 40, 38 | 38 | 34 | 9 | 12 |
 | 10 | 39, 40 | 36 | 36 | 10 | 16 |
 | 12 | 35, 40 | | 25 | 6 | 7 |
-| 13 | 37, 38 by one pair of eyes, 36, 39 by another | | | | |
+| 13 | 37, 38, 38 by one pair of eyes, 36, 39, 39 by another | | | | |
 
 How many would be taken for it depends on whom one asks, and how. Forty pictures of the thirteenth's and the same of the
 twelfth's, unlabelled, at their own size, not enlarged, by two pairs of eyes: taken for it 22 and 26 (the twelfth's
