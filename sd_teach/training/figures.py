@@ -166,7 +166,8 @@ def before_and_after(own: Path) -> Figure:
     rows = {"training pictures": pictures}
     for title, model in (("before", "tiny"), ("after", own)):
         sd = StableDiffusion.from_pretrained(model)
-        rows[title] = [sd.text_to_image(prompt, seed=SEED).images[0] for prompt in prompts]
+        # two seeds on, where most are drawn large enough to see a face
+        rows[title] = [sd.text_to_image(prompt, seed=SEED + 2).images[0] for prompt in prompts]
     return plots.image_grid([image for row in rows.values() for image in row], columns=4, side=1.0)
 
 
