@@ -116,9 +116,8 @@ From the sixth on the rows called unet were trained at 1e-4 to 8e-4 (`--lr`) on 
 `--average 0.999`. The fifth's unet256 grew the level; those of the sixth to the tenth are fits to the round's UNet
 (`--size 256 --batch 16 --scenes 6144 --lr 4e-4` or 5e-4, `--average 0.99` or 0.995), the eleventh's goes on from the
 tenth's 560 steps (`--scenes 12288 --lr 5e-4 --average 0.999`), the twelfth's from the eleventh's and the thirteenth's
-from the twelfth's, by another loss (see Larger pictures, below). The twelfth's words and the last two
-rounds' unet were trained by changed code, which is not kept; what helped of it is in `training/words.py` and
-`training/unet.py`.
+from the twelfth's, by another loss (see Larger pictures, below). The twelfth's words and the last two rounds' unet were
+trained by changed code, which is not kept; what helped of it is in `training/words.py` and `training/unet.py`.
 
 | round | run | steps | pictures a step |
 | --- | --- | --- | --- |
@@ -175,9 +174,8 @@ eyes missed spaghetti, bagels, a donkey (a horse), an angel's face and a coffin.
 How many would be taken for it depends on whom one asks, and how. Forty pictures of the thirteenth's and the same of the
 twelfth's, unlabelled, at their own size, not enlarged, by two pairs of eyes: taken for it 22 and 26 (the twelfth's
 19 and 24), sharp 32 and 31 (32 and 32), clean 24 and 25 (21 and 19); the thirteenth's was called the better one in 9
-and 16, the twelfth's in 6 and 8. Of the thirteenth's two lists, enlarged, eyes that were to
-say no wherever in doubt took 2 and 0 for it, called 4 and 3 sharp, 6 and 2 clean: outlines waver, small parts run
-together.
+and 16, the twelfth's in 6 and 8. Of the thirteenth's first two lists, enlarged, eyes that were to say no wherever in
+doubt took 2 and 0 for it, called 4 and 3 sharp, 6 and 2 clean: outlines waver, small parts run together.
 
 - The yardsticks themselves, held against true pictures that went through the autoencoder (200 each): seen 99.5 %,
   held-out 100, style 96.0 (flat icons 84, taken for 3D), colour and place 100, pair 99.5; named 40 of 40. What is
